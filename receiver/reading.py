@@ -1,0 +1,241 @@
+"""Reading untrusted bodies: forms, XML and JSON, all within limits.
+
+Every way in which bytes can fail to be what they claim ends here in `Quarantined`; nothing else leaves this module.
+Values stay text until a provider asks for them by name. No text that leaves it holds U+0000 or half a surrogate pair:
+PostgreSQL has no place for the first, no encoder for the second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from lxml import etree
+
+from receiver.errors import Quarantined, Reason
+
+MAX_FIELDS = 200
+MAX_DEPTH = 32
+MAX_DIGITS = 18
+"""Of what is read as an integer: more would not fit a 64-bit column."""
+
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+# Entities, DTDs, network and huge trees are off: none of the senders uses them, and each has been an attack (XXE,
+# billion laughs). Comments and processing instructions carry no fields.
+_XML = etree.XMLParser(
+    resolve_entities=False,
+    load_dtd=False,
+    dtd_validation=False,
+    no_network=True,
+    huge_tree=False,
+    remove_comments=True,
+    remove_pis=True,
+)
+
+
+class Fields:
+    """Named text values of a form or a flat XML document, all occurrences kept in their order."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, list[str]]) -> None:
+        self.values = values
+
+    def get(self, name: str) -> str:
+        """The field's value without surrounding white space, or "" when it is absent or blank.
+
+        Raises `Quarantined` when the field occurs with two different values: neither can be believed.
+        """
+        values = self.values.get(name)
+        if values is None:
+            return ""
+        if len(values) > 1 and any(value != values[0] for value in values):
+            raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs with different values")
+        return values[0].strip()
+
+    def need(self, name: str) -> str:
+        """The field's value; raises `Quarantined` when it is absent or blank."""
+        value = self.get(name)
+        if not value:
+            raise Quarantined(Reason.MISSING_FIELD, f"{name} is missing")
+        return value
+
+
+def form(body: bytes) -> Fields:
+    """Fields of an ``application/x-www-form-urlencoded`` body in UTF-8. Blank values count."""
+    if b"%00" in body or b"\0" in body:
+        raise Quarantined(Reason.UNREADABLE_BODY, "the form has a NUL character")
+    parts = body.split(b"&")
+    if len(parts) > MAX_FIELDS:
+        raise Quarantined(Reason.UNREADABLE_BODY, f"the form has more than {MAX_FIELDS} fields")
+    values: dict[str, list[str]] = {}
+    try:
+        for part in parts:
+            if not part:
+                continue
+            name, _, value = part.partition(b"=")
+            values.setdefault(_form_text(name), []).append(_form_text(value))
+    except UnicodeDecodeError:
+        raise Quarantined(Reason.UNREADABLE_BODY, "the form is not UTF-8") from None
+    return Fields(values)
+
+
+def _form_text(raw: bytes) -> str:
+    if b"+" in raw:
+        raw = raw.replace(b"+", b" ")
+    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
+
+
+def xml(body: bytes) -> tuple[str, Fields]:
+    """Root name and the fields below it, of a flat XML document. The document's own encoding declaration counts.
+
+    XML knows neither U+0000 nor surrogates as characters, so the parser refuses both in any encoding.
+    """
+    try:
+        root = etree.fromstring(body, _XML)
+    except (etree.XMLSyntaxError, ValueError):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the body is not well-formed XML") from None
+    if root is None:
+        raise Quarantined(Reason.UNREADABLE_BODY, "the XML has no root element")
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
+    if len(root) > MAX_FIELDS:
+        raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
+    values: dict[str, list[str]] = {}
+    for child in root:
+        if len(child) and any(text and not text.isspace() for text in (child.text, *(inner.tail for inner in child))):
+            # "1<x/>00.00" would read as 1.
+            raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
+        values.setdefault(_local_name(child.tag), []).append(child.text or "")
+    return _local_name(root.tag), Fields(values)
+
+
+def _local_name(tag: str | bytes | Any) -> str:
+    name = str(tag)
+    return name.rpartition("}")[2]
+
+
+class NumberText(str):
+    """A JSON number, as the exact text that was sent: ``100.0`` and ``100.00`` are different when they are hashed."""
+
+
+class Json:
+    """A JSON value that is read by path. What is absent, null or of another type reads as None, never as an error:
+    the senders leave fields out and change types, and a notification must not be lost for that."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def node(self, *path: str) -> Json:
+        value = self.value
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return Json(value)
+
+    def text(self, *path: str) -> str | None:
+        """Text at `path`; a number or boolean reads as its JSON text, blank text as None."""
+        value = self.node(*path).value
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, str):
+            return value.strip() or None
+        return str(value) if isinstance(value, int) else None
+
+    def integer(self, *path: str) -> int | None:
+        """Integer at `path`, of at most `MAX_DIGITS` digits; digits in a text count as well."""
+        value = self.node(*path).value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value if abs(value) < 10**MAX_DIGITS else None
+        if isinstance(value, str) and len(value) <= MAX_DIGITS and value.isascii() and value.isdigit():
+            return int(value)
+        return None
+
+    def object(self, *path: str) -> dict[str, Any]:
+        value = self.node(*path).value
+        return value if isinstance(value, dict) else {}
+
+
+_JSON = msgspec.json.Decoder(float_hook=NumberText)
+
+
+def json_object(body: bytes) -> Json:
+    """A JSON object; of repeated names the last counts, as the signature covers the bytes."""
+    try:
+        value = _JSON.decode(body)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the body is not a JSON object")
+    # The closer look takes ten times as long as the decoder, on the accept side's hot path. Half a surrogate pair was
+    # refused by the decoder already, and U+0000 by all but its escape.
+    if b"\\u0000" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _settled(value, MAX_DEPTH, _refuse_unstorable)
+    return Json(value)
+
+
+def json_pairs(body: bytes) -> list[tuple[str, Any]]:
+    """The members of a JSON object in their order, repeated names included: for bodies whose names may repeat.
+
+    What cannot be stored is replaced here and not quarantined: these bodies carry their own proof, so one that is not
+    read is refused, and their sender posts once.
+    """
+    try:
+        # Decoded here: json would take UTF-16 and surrogates in UTF-8 as well.
+        text = body.decode("utf-8-sig")
+        pairs = json.loads(
+            text, object_pairs_hook=_Pairs, parse_float=NumberText, parse_int=_integer, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the body is not JSON") from None
+    if not isinstance(pairs, _Pairs):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the body is not a JSON object")
+    if len(pairs) > MAX_FIELDS:
+        raise Quarantined(Reason.UNREADABLE_BODY, f"the JSON has more than {MAX_FIELDS} members")
+    return list(_settled(pairs, MAX_DEPTH, _replace_unstorable))
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object's members, told apart from a JSON array."""
+
+
+def _integer(digits: str) -> int | NumberText:
+    # int() itself refuses more than 4300 digits.
+    return int(digits) if len(digits) <= MAX_DIGITS else NumberText(digits)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_unstorable(text: str) -> str:
+    if _NOT_STORABLE.search(text):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the JSON has a NUL character")
+    return text
+
+
+def _replace_unstorable(text: str) -> str:
+    return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _settled(value: Any, left: int, storable: Callable[[str], str]) -> Any:
+    """`value` with its texts and names as `storable` gives them; raises `Quarantined` below `left` levels."""
+    if isinstance(value, NumberText):
+        return value
+    if isinstance(value, str):
+        return storable(value)
+    if not isinstance(value, dict | list):
+        return value
+    if left == 0:
+        raise Quarantined(Reason.UNREADABLE_BODY, f"the JSON is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        return {storable(name): _settled(child, left - 1, storable) for name, child in value.items()}
+    if isinstance(value, _Pairs):
+        return _Pairs((storable(name), _settled(child, left - 1, storable)) for name, child in value)
+    return [_settled(child, left - 1, storable) for child in value]
