@@ -1,0 +1,100 @@
+"""The shape of a provider: one module of pure functions and tables that ends in ``PROVIDER = Provider(...)``.
+
+A provider sees plain data and never a request, Redis or the ledger. Every field is required, so that a provider
+without `authenticate` cannot be imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from receiver.notification import Expectation, PaymentEvent
+
+Environment = Literal["test", "production"]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="provider"):
+    """The settings that every ``[[endpoint]]`` has; each provider adds its own."""
+
+    facility: str
+    environment: Environment = "production"
+    allowed_sources: tuple[str, ...] | None = None
+    """CIDRs instead of the sender's documented addresses."""
+
+    @property
+    def provider(self) -> str:
+        return str(self.__struct_config__.tag)
+
+    @property
+    def path(self) -> str:
+        return f"{self.provider}/{self.facility}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One delivery as a provider sees it. `headers` has the provider's proof and kept headers, names in lower case."""
+
+    content_type: str
+    """The media type in lower case, without parameters; "" when absent."""
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the accept side learns of a body: `dedupe_key` is the same for every delivery of the same notification,
+    `fingerprint` is the same as long as they say the same."""
+
+    dedupe_key: str
+    event_type: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    name: str
+    """Module, key, URL segment, settings and fixtures all have this name."""
+    display: str
+    endpoint: type[Endpoint]
+    required_secrets: tuple[tuple[str, ...], ...]
+    """Groups of settings of which each needs at least one secret: without it nothing could be proven."""
+    sources: Mapping[Environment, tuple[str, ...]]
+    """The sender's documented addresses; an empty tuple where it documents none."""
+    proof_headers: tuple[str, ...]
+    """Headers that carry credentials: read for the proof, never kept."""
+    kept_headers: tuple[str, ...]
+    """Headers without secrets that `identify` and `interpret` need."""
+    secret_fields: frozenset[str]
+    """Body fields (lower case) that are never shown."""
+    not_stored_status: int
+    """The status that makes this sender send again."""
+    event_types: frozenset[str]
+    """Every type that `interpret` knows; others are kept without an effect."""
+    exponent: Callable[[str], int]
+    """Decimals of a currency by the sender's own table."""
+    check_headers: Callable[[Message, Any], None]
+    """What the headers alone can prove, before the body is read. Raises `Refused`."""
+    token_of: Callable[[Message], str | None]
+    """The token under which the proof was registered beforehand; None when the endpoint's own secrets prove all."""
+    authenticate: Callable[[Message, Any, Expectation | None], None]
+    """What the body must prove. Raises `Refused`."""
+    identify: Callable[[Message, Any], Identity]
+    """Raises `Quarantined` for what cannot be read or believed."""
+    interpret: Callable[[Message, Any], PaymentEvent]
+    """Raises `Quarantined` as `identify` does."""
+
+
+def no_token(message: Message) -> None:
+    """For senders that prove all their notifications with the endpoint's own secrets."""
+
+
+def headers_prove_nothing(message: Message, endpoint: Endpoint) -> None:
+    """For senders whose proof is in the body or over it."""
+
+
+def headers_prove_all(message: Message, endpoint: Endpoint, expected: Expectation | None) -> None:
+    """For senders whose whole proof was checked before the body was read."""

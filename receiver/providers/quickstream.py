@@ -1,0 +1,220 @@
+"""Westpac QuickStream server-to-server notifications (QuickConnect, QuickWeb, QuickVault), as form or XML.
+
+Vendor: https://quickstream.westpac.com.au/docs/general/server-to-server-notification/ [S2S]
+        https://quickstream.westpac.com.au/docs/general/response-codes/ [CODES]
+
+An Octane (Telcoinabox) facility is a QuickStream facility with Octane's supplier business code: Octane itself sends
+nothing (https://octane-api.apidog.io).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
+
+from receiver.errors import Quarantined, Reason
+from receiver.money import minor_from_text
+from receiver.notification import Effect, PaymentEvent
+from receiver.providers.base import Endpoint, Identity, Message, Provider, headers_prove_all, no_token
+from receiver.reading import Fields, form, xml
+from receiver.signing import Secret, digest, require_basic
+
+# QuickStream dates carry no zone; they are Sydney time [S2S].
+SYDNEY = ZoneInfo("Australia/Sydney")
+
+# English whatever the process's locale says; strptime's %b would follow it.
+_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
+# What Java 17 writes for MMM in the locale en-AU, and the sender's own encoder seems to be Java's.
+_MONTHS = MONTHS | {"June": 6, "July": 7, "Sept": 9}
+_CREATED = re.compile(r"(\d{1,2}) ([A-Z][a-z]{2,3}) (\d{4}) (\d{2}):(\d{2}):(\d{2})", re.ASCII)
+_SETTLEMENT = re.compile(r"(\d{4})(\d{2})(\d{2})", re.ASCII)
+
+# The vendor's advice is to decide on summaryCode. 2 is "Error" for cards and "Processing" for bank accounts: the
+# outcome is unknown, so it is never a failure and never a success [CODES].
+EFFECTS = {"0": Effect.CAPTURED, "1": Effect.DECLINED, "2": Effect.PENDING, "3": Effect.FAILED}
+
+# Declines that a later attempt may turn [CODES]. Card and bank codes are two tables: card 01 is not bank 1. They are
+# text.
+_ISO_SOFT_DECLINES = ("01", "05", "19", "22", "51", "61", "65", "68", "75", "90", "91", "92", "94", "96")
+CARD_SOFT_DECLINES = frozenset({*_ISO_SOFT_DECLINES, "Q3", "Q4", "QF", "QX"})
+BANK_SOFT_DECLINES = frozenset({"6", "9"})
+
+# What makes two deliveries of one receipt say the same.
+_CONTENT = (
+    "summaryCode",
+    "responseCode",
+    "paymentAmount",
+    "surchargeAmount",
+    "supplierBusinessCode",
+    "customerReferenceNumber",
+    "paymentReference",
+)
+_REST = (
+    "sourceCode",
+    "receiptNumber",
+    "communityCode",
+    "cardScheme",
+    "settlementDate",
+    "createdDateTime",
+    "responseDescription",
+    "successFlag",
+)
+# Receipts have ten digits. Longer keys than an index takes must not reach the ledger.
+_MAX_KEY = 100
+
+
+class QuickStreamEndpoint(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="quickstream"):
+    username: str
+    passwords: tuple[Secret, ...]
+    hmac_passwords: tuple[Secret, ...] = ()
+    """Keys of the browser return only; a notification has no signature."""
+    supplier_business_codes: tuple[str, ...]
+    """A notification for another business is quarantined."""
+    currency: str = "AUD"
+    """The notification names no currency: AUD, or NZD where the token request said so."""
+
+
+def check_headers(message: Message, endpoint: QuickStreamEndpoint) -> None:
+    require_basic(message.headers.get("authorization"), endpoint.username, endpoint.passwords)
+
+
+def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
+    fields = _read(message)
+    _believe(fields, endpoint)
+    content = [fields.get(name).encode() for name in _CONTENT]
+    return Identity(_payment_id(fields), "payment", digest(*content))
+
+
+def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
+    fields = _read(message)
+    _believe(fields, endpoint)
+    scheme = fields.get("cardScheme")
+    code, summary = fields.get("responseCode"), fields.get("summaryCode")
+    soft = code in (CARD_SOFT_DECLINES if scheme else BANK_SOFT_DECLINES)
+    surcharge = fields.get("surchargeAmount")
+    created_at, flags = _created_at(fields.get("createdDateTime"))
+    settles_on = _settlement_date(fields.get("settlementDate"))
+    if settles_on is None and fields.get("settlementDate"):
+        flags = (*flags, "settlement_date_unreadable")
+    return PaymentEvent(
+        event_type="payment",
+        effect=EFFECTS[summary],
+        payment_id=_payment_id(fields),
+        receipt_number=fields.get("receiptNumber"),
+        occurred_at=created_at,
+        amount=minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount"),
+        surcharge=minor_from_text(surcharge, 2, "surchargeAmount") if surcharge else None,
+        currency=endpoint.currency,
+        reference=fields.get("paymentReference") or None,
+        customer_reference=fields.get("customerReferenceNumber") or None,
+        card_scheme=scheme or None,
+        response_code=code or None,
+        response_description=fields.get("responseDescription") or None,
+        summary_code=summary,
+        # Summary 2 may still be paid, as with QI, which the table flags too: a retry on that could charge twice.
+        soft_decline=soft and EFFECTS[summary] in (Effect.DECLINED, Effect.FAILED),
+        settlement_date=settles_on,
+        custom=_custom(fields),
+        partial=bool(scheme) and code == "10",
+        flags=flags,
+    )
+
+
+def _read(message: Message) -> Fields:
+    if message.content_type == "application/x-www-form-urlencoded":
+        return form(message.body)
+    if message.content_type in ("application/xml", "text/xml"):
+        root, fields = xml(message.body)
+        if root != "PaymentResponse":
+            raise Quarantined(Reason.UNKNOWN_DOCUMENT, "the XML root is not PaymentResponse")
+        return fields
+    raise Quarantined(Reason.UNREADABLE_BODY, "the content type is neither a form nor XML")
+
+
+def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
+    """Raises `Quarantined` unless this is a payment of this endpoint's business that does not contradict itself."""
+    for name in (*_CONTENT, *_REST):
+        fields.get(name)  # raises for a field with two values
+    if not fields.get("receiptNumber"):
+        # Registrations are notified too, with fields that no page confirms.
+        raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
+    if len(_payment_id(fields)) > _MAX_KEY:
+        raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
+    if fields.need("supplierBusinessCode") not in endpoint.supplier_business_codes:
+        raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
+    summary = fields.need("summaryCode")
+    if summary not in EFFECTS:
+        raise Quarantined(Reason.CONTRADICTORY_FIELDS, "summaryCode is none of 0, 1, 2 and 3")
+    success = fields.get("successFlag").lower()
+    if success and success != ("true" if summary == "0" else "false"):
+        raise Quarantined(Reason.CONTRADICTORY_FIELDS, "successFlag and summaryCode disagree")
+    amounts = [minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount")]
+    if surcharge := fields.get("surchargeAmount"):
+        amounts.append(minor_from_text(surcharge, 2, "surchargeAmount"))
+    if min(amounts) < 0:
+        # Only refunds in the Cash Applied File are negative; a notification of one is nowhere described.
+        raise Quarantined(Reason.CONTRADICTORY_FIELDS, "an amount is negative")
+
+
+def _payment_id(fields: Fields) -> str:
+    # No page confirms that receipts are unique across communities.
+    community, receipt = fields.get("communityCode"), fields.get("receiptNumber")
+    return f"{community}:{receipt}" if community else receipt
+
+
+def _created_at(text: str) -> tuple[datetime | None, tuple[str, ...]]:
+    """``10 Jan 2017 01:11:31`` in Sydney, as UTC. An unreadable date never loses the payment: it only raises a flag."""
+    if not text:
+        return None, ()
+    match = _CREATED.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        day, month, year, hour, minute, second = match.groups()
+        local = datetime(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=SYDNEY)
+        created_at = local.astimezone(UTC)
+    except (ValueError, KeyError, OverflowError):
+        return None, ("created_time_unreadable",)
+    # At the end of daylight saving an hour occurs twice, at its start one never occurs. The first reading is taken.
+    unclear = local.utcoffset() != local.replace(fold=1).utcoffset()
+    return created_at, ("created_time_ambiguous",) if unclear else ()
+
+
+def _settlement_date(text: str) -> date | None:
+    match = _SETTLEMENT.fullmatch(text)
+    try:
+        return date(*map(int, match.groups())) if match else None
+    except ValueError:
+        return None
+
+
+def _custom(fields: Fields) -> dict[str, str | list[str]]:
+    """The merchant's own parameters: ``custom`` and a capital letter. A repeated one keeps all its values."""
+    return {
+        name: values[0] if len(values) == 1 else values
+        for name, values in fields.values.items()
+        if name.startswith("custom") and name[6:7].isupper()
+    }
+
+
+PROVIDER = Provider(
+    name="quickstream",
+    display="Westpac QuickStream",
+    endpoint=QuickStreamEndpoint,
+    required_secrets=(("passwords",),),
+    sources={"test": ("203.39.159.31/32",), "production": ("192.170.86.153/32",)},
+    proof_headers=("authorization",),
+    kept_headers=(),
+    secret_fields=frozenset(),
+    # Anything but 200 is a failure; 500 is the vendor's own word for "could not be saved" [S2S].
+    not_stored_status=500,
+    event_types=frozenset({"payment"}),
+    exponent=lambda currency: 2,
+    check_headers=check_headers,
+    token_of=no_token,
+    authenticate=headers_prove_all,
+    identify=identify,
+    interpret=interpret,
+)

@@ -1,0 +1,1 @@
+"""Everything behind the queue: the worker side, the ledger, the commands and the simulator."""
