@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -39,24 +39,32 @@ _XML = etree.XMLParser(
 
 
 class Fields:
-    """Named text values of a form or a flat XML document, all occurrences kept in their order."""
+    """Named text values of a form or a flat XML document.
 
-    __slots__ = ("values",)
+    Most names occur once, so that is what is quick: `repeated` has all occurrences of those that do not.
+    """
 
-    def __init__(self, values: dict[str, list[str]]) -> None:
-        self.values = values
+    __slots__ = ("_first", "repeated")
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        first: dict[str, str] = {}
+        repeated: dict[str, list[str]] = {}
+        for name, value in pairs:
+            if name in first:
+                repeated.setdefault(name, [first[name]]).append(value)
+            else:
+                first[name] = value
+        self._first = first
+        self.repeated = repeated
 
     def get(self, name: str) -> str:
         """The field's value without surrounding white space, or "" when it is absent or blank.
 
         Raises `Quarantined` when the field occurs with two different values: neither can be believed.
         """
-        values = self.values.get(name)
-        if values is None:
-            return ""
-        if len(values) > 1 and any(value != values[0] for value in values):
+        if self.repeated and len(set(self.repeated.get(name, ()))) > 1:
             raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs with different values")
-        return values[0].strip()
+        return self._first.get(name, "").strip()
 
     def need(self, name: str) -> str:
         """The field's value; raises `Quarantined` when it is absent or blank."""
@@ -65,30 +73,31 @@ class Fields:
             raise Quarantined(Reason.MISSING_FIELD, f"{name} is missing")
         return value
 
+    @property
+    def values(self) -> dict[str, list[str]]:
+        """Every name with all its values as sent, in their order."""
+        return {name: self.repeated.get(name, [value]) for name, value in self._first.items()}
+
 
 def form(body: bytes) -> Fields:
     """Fields of an ``application/x-www-form-urlencoded`` body in UTF-8. Blank values count."""
-    if b"%00" in body or b"\0" in body:
-        raise Quarantined(Reason.UNREADABLE_BODY, "the form has a NUL character")
-    parts = body.split(b"&")
-    if len(parts) > MAX_FIELDS:
-        raise Quarantined(Reason.UNREADABLE_BODY, f"the form has more than {MAX_FIELDS} fields")
-    values: dict[str, list[str]] = {}
     try:
-        for part in parts:
-            if not part:
-                continue
-            name, _, value = part.partition(b"=")
-            values.setdefault(_form_text(name), []).append(_form_text(value))
+        text = body.decode()
+        if "\0" in text or "%00" in text:
+            raise Quarantined(Reason.UNREADABLE_BODY, "the form has a NUL character")
+        parts = text.replace("+", " ").split("&")
+        if len(parts) > MAX_FIELDS:
+            raise Quarantined(Reason.UNREADABLE_BODY, f"the form has more than {MAX_FIELDS} fields")
+        return Fields([_form_pair(part) for part in parts if part])
     except UnicodeDecodeError:
         raise Quarantined(Reason.UNREADABLE_BODY, "the form is not UTF-8") from None
-    return Fields(values)
 
 
-def _form_text(raw: bytes) -> str:
-    if b"+" in raw:
-        raw = raw.replace(b"+", b" ")
-    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
+def _form_pair(part: str) -> tuple[str, str]:
+    name, _, value = part.partition("=")
+    if "%" in part:
+        return unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
+    return name, value
 
 
 def xml(body: bytes) -> tuple[str, Fields]:
@@ -106,18 +115,17 @@ def xml(body: bytes) -> tuple[str, Fields]:
         raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     if len(root) > MAX_FIELDS:
         raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
-    values: dict[str, list[str]] = {}
+    pairs = []
     for child in root:
         if len(child) and any(text and not text.isspace() for text in (child.text, *(inner.tail for inner in child))):
             # "1<x/>00.00" would read as 1.
             raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
-        values.setdefault(_local_name(child.tag), []).append(child.text or "")
-    return _local_name(root.tag), Fields(values)
+        pairs.append((_local_name(child.tag), child.text or ""))
+    return _local_name(root.tag), Fields(pairs)
 
 
 def _local_name(tag: str | bytes | Any) -> str:
-    name = str(tag)
-    return name.rpartition("}")[2]
+    return str(tag).rpartition("}")[2]
 
 
 class NumberText(str):

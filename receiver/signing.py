@@ -138,11 +138,7 @@ def _as_sent(text: str) -> bytes:
 
 def digest(*parts: bytes) -> str:
     """SHA-256 over length-prefixed parts, in hex: a name for content, not a proof of origin."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(len(part).to_bytes(8, "big"))
-        state.update(part)
-    return state.hexdigest()
+    return hashlib.sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).hexdigest()
 
 
 class Seal:

@@ -51,15 +51,19 @@ _CONTENT = (
     "customerReferenceNumber",
     "paymentReference",
 )
-_REST = (
-    "sourceCode",
-    "receiptNumber",
-    "communityCode",
-    "cardScheme",
-    "settlementDate",
-    "createdDateTime",
-    "responseDescription",
-    "successFlag",
+# Of these, two different values cannot both be right.
+_CORE = frozenset(
+    {
+        *_CONTENT,
+        "sourceCode",
+        "receiptNumber",
+        "communityCode",
+        "cardScheme",
+        "settlementDate",
+        "createdDateTime",
+        "responseDescription",
+        "successFlag",
+    }
 )
 # Receipts have ten digits. Longer keys than an index takes must not reach the ledger.
 _MAX_KEY = 100
@@ -83,8 +87,7 @@ def check_headers(message: Message, endpoint: QuickStreamEndpoint) -> None:
 def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
     fields = _read(message)
     _believe(fields, endpoint)
-    content = [fields.get(name).encode() for name in _CONTENT]
-    return Identity(_payment_id(fields), "payment", digest(*content))
+    return Identity(_payment_id(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
 
 
 def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
@@ -135,8 +138,9 @@ def _read(message: Message) -> Fields:
 
 def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     """Raises `Quarantined` unless this is a payment of this endpoint's business that does not contradict itself."""
-    for name in (*_CONTENT, *_REST):
-        fields.get(name)  # raises for a field with two values
+    for name in fields.repeated:
+        if name in _CORE:
+            fields.get(name)  # raises for two different values
     if not fields.get("receiptNumber"):
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
