@@ -1,0 +1,59 @@
+"""Prometheus metrics of every process.
+
+With several accept processes the figures live in files of `PROMETHEUS_MULTIPROC_DIR`, which must be set before this
+module is imported; `workers.cli` does that when it starts a process.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_ENDPOINT = ("provider", "facility")
+
+ACCEPTED = Counter("postback_accepted", "Notifications answered 200 and kept.", (*_ENDPOINT, "status"))
+REFUSED = Counter("postback_refused", "Requests that were refused, by reason.", (*_ENDPOINT, "reason"))
+NOT_STORED = Counter("postback_not_stored", "Requests that neither Redis nor the spool took.", _ENDPOINT)
+ANSWER_SECONDS = Histogram(
+    "postback_answer_seconds",
+    "Time from the headers to the answer, of accepted notifications.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5),
+)
+COMMIT_SECONDS = Histogram(
+    "postback_commit_seconds",
+    "Time of one durable commit of a batch.",
+    ("to",),
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
+)
+BATCH_SIZE = Histogram(
+    "postback_batch_size", "Notifications in one commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+)
+
+SPOOL_BATCHES = Gauge(
+    "postback_spool_batches", "Batches in the local spool, waiting for Redis.", multiprocess_mode="mostrecent"
+)
+QUEUE_BATCHES = Gauge("postback_queue_batches", "Batches in the queue.", multiprocess_mode="mostrecent")
+QUEUE_OLDEST_SECONDS = Gauge(
+    "postback_queue_oldest_seconds", "Age of the oldest batch in the queue.", multiprocess_mode="mostrecent"
+)
+REDIS_UP = Gauge("postback_redis_up", "1 when Redis answers.", multiprocess_mode="mostrecent")
+WORKERS = Gauge("postback_workers", "Workers that gave a sign of life.", multiprocess_mode="mostrecent")
+
+RECORDED = Counter("postback_recorded", "Notifications that the worker put into the ledger.", (*_ENDPOINT, "state"))
+REPEATED = Counter("postback_repeated", "Repeats by kind: duplicate or conflict.", (*_ENDPOINT, "kind"))
+RELEASED = Counter("postback_released", "Held notifications whose token became known.", _ENDPOINT)
+SET_ASIDE = Counter("postback_batches_set_aside", "Batches that could not be opened.", ("why",))
+RECORD_SECONDS = Histogram(
+    "postback_record_seconds", "Time of one ledger transaction.", buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
+)
+
+
+def expose() -> bytes:
+    """All figures in the Prometheus text format, of all processes where several share a folder."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+    return generate_latest()

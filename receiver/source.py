@@ -1,0 +1,89 @@
+"""Who sent a request: the peer, or what a trusted proxy says, walked from the right."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from receiver.errors import Reason, Refused
+from receiver.settings import Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+# As proxies write it: 203.0.113.7, 203.0.113.7:4711, [2001:db8::7], [2001:db8::7]:4711; a bare 2001:db8::7 as well.
+_WITH_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::\d{1,5})?", re.ASCII)
+_LONGEST = 80
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Address | None:
+    """The address in `text`, with or without a port and brackets; an IPv4-mapped IPv6 address is the IPv4 one.
+    None for anything else."""
+    if match := _WITH_PORT.fullmatch(text):
+        text = match[1] or match[2]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    # Without its zone ("%eth0"), which may be any text.
+    return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+
+
+class TrustedProxies:
+    """Finds the client behind proxies that are trusted, and behind no others.
+
+    The left end of X-Forwarded-For is written by whoever sends the request. Each proxy appends the address that it
+    saw, so only the part to the right that our own proxies wrote can be believed.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = tuple(networks)
+
+    def client(self, peer: str | None, forwarded_for: Sequence[bytes], chunked: bool = False) -> Address:
+        """The client's address: the last one that no proxy of ours has, or the first of all when ours have them all.
+
+        `chunked` says that the request had trailers perhaps. uvicorn puts them behind the headers, so that a client
+        could write the last address; a proxy always adds one, which makes such a request have two.
+
+        Raises `Refused` when the connection has none, and when a trusted proxy names something that is none.
+        """
+        address = parse(peer) if peer else None
+        if address is None:
+            raise Refused(Reason.SOURCE_REFUSED, "The request has no client address.")
+        if not self._networks or not self._trusts(address):
+            return address
+        if chunked and len(forwarded_for) > 1:
+            raise Refused(Reason.SOURCE_REFUSED, "X-Forwarded-For occurs twice in a chunked request.")
+        hops = [hop for value in forwarded_for for hop in value.decode("latin-1").split(",")]
+        for hop in reversed(hops):
+            forwarded = parse(hop.strip(" \t")) if len(hop) <= _LONGEST else None
+            if forwarded is None:
+                raise Refused(Reason.SOURCE_REFUSED, "X-Forwarded-For holds something that is not an address.")
+            address = forwarded
+            if not self._trusts(address):
+                break
+        return address
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address.version == network.version and address in network for network in self._networks)
+
+
+class AllowedSources:
+    """The networks that may send to one endpoint; none means every address."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = tuple(networks)
+        self._decide = lru_cache(maxsize=4096)(self._decide_now)
+
+    def require(self, address: Address) -> None:
+        """Raises `Refused` for an address outside the networks."""
+        if self._networks and not self._decide(address):
+            raise Refused(Reason.SOURCE_REFUSED, "The sender's address is not allowed for this endpoint.")
+
+    def _decide_now(self, address: Address) -> bool:
+        return any(address.version == network.version and address in network for network in self._networks)

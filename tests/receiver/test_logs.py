@@ -1,0 +1,59 @@
+"""Logs: JSON lines without a terminal, and never a local variable in a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SECRET = "hunter2-Recognisable"
+
+PROGRAM = """
+import logging, sys
+from receiver import logs
+sys.stderr.isatty = lambda: {terminal}
+logs.configure("serve")
+def fail(password):
+    raise ValueError("the reason")
+log = logs.get("receiver.test")
+log.info("request_refused", reason="body_empty", detail="a\\x1b[31m\\nb")
+try:
+    fail("".join({letters}))
+except ValueError:
+    log.exception("accept_failed", provider="quickstream")
+    logging.getLogger("rq.worker").exception("library")
+logging.getLogger("uvicorn.access").info("silent")
+"""
+
+
+def output(terminal: bool) -> str:
+    program = PROGRAM.format(terminal=terminal, letters=list(SECRET))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    return done.stderr
+
+
+def test_json_lines() -> None:
+    refused, failed, library = map(json.loads, output(terminal=False).splitlines())
+    assert refused.pop("timestamp").endswith("Z")
+    assert refused == {
+        "process": "serve",
+        "level": "info",
+        "logger": "receiver.test",
+        "event": "request_refused",
+        "reason": "body_empty",
+        "detail": "a\x1b[31m\nb",
+    }
+    assert (failed["event"], failed["provider"], failed["level"]) == ("accept_failed", "quickstream", "error")
+    assert failed["exception"].endswith("ValueError: the reason")
+    assert library["process"] == "serve"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_traceback_shows_no_variables(terminal: bool) -> None:
+    text = output(terminal)
+    assert "ValueError: the reason" in text
+    assert "request_refused" in text
+    assert SECRET not in text

@@ -1,0 +1,437 @@
+"""The configuration file: what it may say, and that every fault is named by its key and never by a value."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver import settings
+from receiver.errors import ConfigurationError
+from receiver.providers import PROVIDERS
+from receiver.providers.quickstream import QuickStreamEndpoint
+from receiver.settings import Settings, allowed_networks, host_and_port, read
+
+SECRET = "hunter2-Recognisable"
+
+FILE = """
+data_dir = "var"
+
+[receive]
+bind = "127.0.0.1:8080"
+processes = 1
+trusted_proxies = ["10.0.0.0/8", "::1/128"]
+max_body = "256KiB"
+
+[console]
+bind = "[::1]:8081"
+
+[queue]
+redis_url = "env:TEST_REDIS_URL"
+durability = "relaxed"
+
+[store]
+database_url = "postgresql+psycopg://postback@localhost/postback"
+
+[security]
+seal_keys = ["env:TEST_SEAL_KEY", "file:secrets/seal"]
+operators = [{ name = "ops", password_hash = "scrypt$x" }]
+api_keys = ["literal-api-key"]
+
+[[endpoint]]
+provider = "quickstream"
+facility = "acme"
+environment = "production"
+username = "acme"
+passwords = ["old", "new"]
+hmac_passwords = ["token"]
+supplier_business_codes = ["ACME"]
+currency = "AUD"
+
+[[endpoint]]
+provider = "quickstream"
+facility = "Octane.2-x_y"
+environment = "test"
+allowed_sources = ["203.0.113.0/24", "2001:db8::7"]
+username = "octane"
+passwords = ["p"]
+supplier_business_codes = ["TCB"]
+
+[[endpoint]]
+provider = "checkout"
+facility = "main"
+signature_keys = ["k"]
+authorization_keys = []
+
+[[endpoint]]
+provider = "debitsuccess"
+facility = "gym"
+event_tokens = []
+
+[[endpoint]]
+provider = "paymentz"
+facility = "eu"
+secure_keys = ["k"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEST_REDIS_URL", "redis://localhost:6379/3")
+    monkeypatch.setenv("TEST_SEAL_KEY", "seal-key-1\n")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "seal").write_bytes(b"seal-key-2\r\n")
+    return tmp_path
+
+
+def load(folder: Path, text: str | bytes) -> Settings:
+    path = folder / "postback.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return settings.load(path)
+
+
+def fault(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(ConfigurationError) as error:
+        load(folder, text)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__ or error.value.__context__ is None, "a traceback would show the value"
+    return str(error.value)
+
+
+def revealed(secrets: Any) -> list[bytes]:
+    return [secret.reveal() for secret in secrets]
+
+
+def test_a_whole_file(folder: Path) -> None:
+    loaded = load(folder, FILE)
+    assert loaded.data_dir == folder / "var"
+    assert (loaded.receive.bind, loaded.console.bind) == ("127.0.0.1:8080", "[::1]:8081")
+    assert (loaded.receive.max_body, loaded.receive.max_spool) == (262144, 1 << 30)
+    assert (loaded.receive.body_timeout, loaded.receive.max_held, loaded.receive.processes) == (10, 1000, 1)
+    assert loaded.queue.redis_url is not None
+    assert loaded.queue.redis_url.reveal() == b"redis://localhost:6379/3"
+    assert loaded.queue.durability == "relaxed"
+    assert revealed(loaded.security.seal_keys) == [b"seal-key-1", b"seal-key-2"]
+    assert revealed(loaded.security.api_keys) == [b"literal-api-key"]
+    assert loaded.security.operators[0].password_hash.reveal() == b"scrypt$x"
+    assert list(loaded.endpoints) == [
+        ("quickstream", "acme"),
+        ("quickstream", "Octane.2-x_y"),
+        ("checkout", "main"),
+        ("debitsuccess", "gym"),
+        ("paymentz", "eu"),
+    ]
+    acme = loaded.endpoints["quickstream", "acme"]
+    assert isinstance(acme, QuickStreamEndpoint)
+    assert (acme.path, acme.username, revealed(acme.passwords)) == ("quickstream/acme", "acme", [b"old", b"new"])
+
+
+def test_sources_are_the_sender_s_own_unless_the_file_has_others(folder: Path) -> None:
+    endpoints = load(folder, FILE).endpoints
+
+    def sources(provider: str, facility: str) -> list[str]:
+        return [str(n) for n in allowed_networks(endpoints[provider, facility], PROVIDERS[provider])]
+
+    assert sources("quickstream", "acme") == ["192.170.86.153/32"]
+    assert sources("quickstream", "Octane.2-x_y") == ["203.0.113.0/24", "2001:db8::7/128"]
+    assert sources("paymentz", "eu") == []
+
+
+def test_a_file_with_no_more_than_it_needs(folder: Path) -> None:
+    loaded = load(folder, "[security]\nseal_keys = ['k']\n")
+    assert loaded.queue.redis_url is None
+    assert loaded.store.database_url is None
+    assert (loaded.queue.durability, loaded.endpoint, loaded.data_dir) == ("strict", (), folder / "var")
+
+
+def test_no_secret_is_shown_by_accident(folder: Path) -> None:
+    text = FILE.replace('["old", "new"]', f'["{SECRET}"]').replace('["literal-api-key"]', f'["{SECRET}"]')
+    assert SECRET not in repr(load(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("written", "bytes_"),
+    [("256KiB", 262144), ("1B", 1), ("4 MiB", 4 << 20), ("512B", 512)],
+)
+def test_sizes(folder: Path, written: str, bytes_: int) -> None:
+    assert load(folder, FILE.replace("256KiB", written)).receive.max_body == bytes_
+
+
+@pytest.mark.parametrize(
+    ("bind", "host", "port"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1", 8080),
+        ("[::1]:80", "::1", 80),
+        ("localhost:0", "localhost", 0),
+        ("0.0.0.0:65535", "0.0.0.0", 65535),  # noqa: S104
+    ],
+)
+def test_bind(bind: str, host: str, port: int) -> None:
+    assert host_and_port(bind, "receive.bind") == (host, port)
+
+
+@pytest.mark.parametrize(
+    "bind",
+    ["", "8080", ":8080", "127.0.0.1", "127.0.0.1:", "h:-1", "h:65536", "h:8080x", "h:\u0668\u0660", "h:" + "9" * 5000],
+)
+def test_bad_bind(bind: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^receive\.bind: must be host:port, such as 127\.0\.0\.1:8080\.$"):
+        host_and_port(bind, "receive.bind")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('"env:TEST_SEAL_KEY", ', '"env:POSTBACK_NOT_SET", ',
+         "security.seal_keys[0]: the environment variable POSTBACK_NOT_SET is not set."),
+        ('"env:TEST_SEAL_KEY", ', '"env:", ', "security.seal_keys[0]: the environment variable is not set."),
+        ('"env:TEST_SEAL_KEY", ', '"env:TEST_EMPTY", ', "security.seal_keys[0]: the secret is empty."),
+        ('"env:TEST_SEAL_KEY", ', '"env:TEST_BLANK", ', "security.seal_keys[0]: the secret is empty."),
+        ('"env:TEST_SEAL_KEY", ', '"env:TEST_LATIN1", ', "security.seal_keys[0]: the secret is not UTF-8."),
+        ('"file:secrets/seal"', '"file:secrets/none"',
+         "security.seal_keys[1]: the file cannot be read (No such file or directory)."),
+        ('"file:secrets/seal"', '"file:secrets"', "security.seal_keys[1]: the file cannot be read (Is a directory)."),
+        ('"file:secrets/seal"', '"file:a\\u0000b"', "security.seal_keys[1]: the file cannot be read."),
+        ('"file:secrets/seal"', '"file:empty"', "security.seal_keys[1]: the secret is empty."),
+        ('"file:secrets/seal"', '"file:latin1"', "security.seal_keys[1]: the file is not UTF-8."),
+        ('["old", "new"]', '["old", ""]', "endpoint[0].passwords[1]: the secret is empty."),
+        ('["old", "new"]', '["old", " \\t"]', "endpoint[0].passwords[1]: the secret is empty."),
+        ('["old", "new"]', '["changeme"]', "endpoint[0].passwords[0]: the secret is a placeholder."),
+        ('["old", "new"]', '[" ... "]', "endpoint[0].passwords[0]: the secret is a placeholder."),
+        ('["old", "new"]', "[]", "endpoint[0].passwords: at least one secret is needed."),
+        ('["old", "new"]', '"old"', "endpoint[0].passwords: Expected `array`, got `str`."),
+        ('["old", "new"]', "[5]", "endpoint[0].passwords[0]: must be a text: env:NAME, file:PATH or a literal."),
+        ('passwords = ["old", "new"]\n', "", "endpoint[0].passwords: is missing."),
+        ('signature_keys = ["k"]\n', "", "endpoint[2].signature_keys: at least one secret is needed."),
+        ('secure_keys = ["k"]', "secure_keys = []", "endpoint[4].secure_keys: at least one secret is needed."),
+        ('username = "acme"\n', "", "endpoint[0].username: is missing."),
+        ('username = "acme"', 'username = " "',
+         "endpoint[0].username: must not be empty and has no colon in Basic credentials."),
+        ('username = "acme"', 'username = "a:b"',
+         "endpoint[0].username: must not be empty and has no colon in Basic credentials."),
+        ('["ACME"]', "[]", "endpoint[0].supplier_business_codes: at least one code is needed."),
+        ('currency = "AUD"', 'currency = "aud"', "endpoint[0].currency: must be three capital letters, such as AUD."),
+        ('"203.0.113.0/24"', '"203.0.113.7/24"',
+         "endpoint[1].allowed_sources[0]: is not a CIDR such as 203.0.113.0/24."),
+        ('"2001:db8::7"', '"2001:db8::7/129"', "endpoint[1].allowed_sources[1]: is not a CIDR such as 203.0.113.0/24."),
+        ('["203.0.113.0/24", "2001:db8::7"]', "[]",
+         "endpoint[1].allowed_sources: is empty; leave it out for the documented addresses."),
+        ('"::1/128"', '"::1/x"', "receive.trusted_proxies[1]: is not a CIDR such as 203.0.113.0/24."),
+        ('"::1/128"', '"0.0.0.0/0"', "receive.trusted_proxies[1]: must not be every address."),
+        ('"::1/128"', '"::/0"', "receive.trusted_proxies[1]: must not be every address."),
+        ('"::1/128"', "7", "receive.trusted_proxies[1]: Expected `str`, got `int`."),
+        ('facility = "Octane.2-x_y"', 'facility = "acme"',
+         "endpoint[1]: provider and facility are the same as another endpoint's."),
+        ('facility = "acme"', 'facility = "a/b"', "endpoint[0].facility: use letters, digits, '.', '_' and '-' only."),
+        ('facility = "acme"', 'facility = ".."', "endpoint[0].facility: use letters, digits, '.', '_' and '-' only."),
+        ('facility = "acme"', 'facility = "a\\n"', "endpoint[0].facility: use letters, digits, '.', '_' and '-' only."),
+        ('facility = "acme"\n', "", "endpoint[0].facility: is missing."),
+        ('provider = "checkout"', 'provider = "stripe"',
+         "endpoint[2].provider: must be one of quickstream, checkout, debitsuccess, paymentz."),
+        ('provider = "checkout"', 'provider = ["checkout"]',
+         "endpoint[2].provider: must be one of quickstream, checkout, debitsuccess, paymentz."),
+        ('provider = "checkout"\n', "",
+         "endpoint[2].provider: must be one of quickstream, checkout, debitsuccess, paymentz."),
+        ('environment = "test"', 'environment = "sandbox"',
+         "endpoint[1].environment: is not one of the allowed words."),
+        ('"relaxed"', '"off"', "queue.durability: is not one of the allowed words."),
+        ('"relaxed"', "true", "queue.durability: Expected `str`, got `bool`."),
+        ('event_tokens = []', 'event_token = []', "endpoint[3].event_token: is not a known key."),
+        ('event_tokens = []', 'signature_keys = ["k"]', "endpoint[3].signature_keys: is not a known key."),
+        ('data_dir = "var"', 'datadir = "var"', "datadir: is not a known key."),
+        ("[console]", "[consoles]", "consoles: is not a known key."),
+        ("[console]", "[console.x]", "console.x: is not a known key."),
+        ('bind = "[::1]:8081"', 'port = 1', "console.port: is not a known key."),
+        ("{ name =", "{ admin = true, name =", "security.operators[0].admin: is not a known key."),
+        ('{ name = "ops", ', "{ ", "security.operators[0].name: is missing."),
+        ('seal_keys = ["env:TEST_SEAL_KEY", "file:secrets/seal"]', "", "security.seal_keys: is missing."),
+        ('["env:TEST_SEAL_KEY", "file:secrets/seal"]', "[]", "security.seal_keys: at least one key is needed."),
+        ('"127.0.0.1:8080"', '"8080"', "receive.bind: must be host:port, such as 127.0.0.1:8080."),
+        ('"127.0.0.1:8080"', "8080", "receive.bind: Expected `str`, got `int`."),
+        ('"[::1]:8081"', '"[::1]:x"', "console.bind: must be host:port, such as 127.0.0.1:8080."),
+        ('"256KiB"', '"256kb"', "receive.max_body: must be a size such as 256KiB."),
+        ('"256KiB"', "262144", "receive.max_body: must be a size such as 256KiB."),
+        ('"256KiB"', '"-1B"', "receive.max_body: must be a size such as 256KiB."),
+        ('"256KiB"', '"0B"', "receive.max_body: must be between 1B and 4MiB."),
+        ('"256KiB"', '"5MiB"', "receive.max_body: must be between 1B and 4MiB."),
+        ("processes = 1", "processes = 0", "receive.processes: must be between 1 and 64."),
+        ("processes = 1", 'processes = "1"', "receive.processes: Expected `int`, got `str`."),
+        ("processes = 1", "processes = true", "receive.processes: Expected `int`, got `bool`."),
+        ("processes = 1", "processes = 1.5", "receive.processes: Expected `int`, got `float`."),
+        ("processes = 1", "body_timeout = 0", "receive.body_timeout: must be between 1 and 300 seconds."),
+        ("processes = 1", "max_held = -1", "receive.max_held: must be 0 or more."),
+        ('data_dir = "var"', 'data_dir = ""', "data_dir: must be a path."),
+        ('data_dir = "var"', 'data_dir = "a\\u0000"', "data_dir: must be a path."),
+        ('data_dir = "var"', "data_dir = 1979-05-27", "data_dir: must be a path."),
+        ("[console]", "[console]\nbind = 07:32:00\n[console2]", "console.bind: Expected `str`, got `time`."),
+    ],
+)  # fmt: skip
+def test_faults(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, sentence: str) -> None:
+    monkeypatch.setenv("TEST_EMPTY", "")
+    monkeypatch.setenv("TEST_BLANK", " \t\n")
+    monkeypatch.setenv("TEST_LATIN1", os.fsdecode(b"p\xe4ss"))
+    (folder / "empty").write_bytes(b"\n")
+    (folder / "latin1").write_bytes(b"p\xe4ss")
+    assert FILE.count(old) >= 1
+    text = FILE.replace(old, new, 1)
+    if "consoles" in sentence or "console2" in new:
+        text = text.replace('bind = "[::1]:8081"', "")
+    assert fault(folder, text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "security: is missing."),
+        ("endpoint = 5\n[security]\nseal_keys=['k']", "endpoint: write each one as [[endpoint]]."),
+        ("[endpoint]\n[security]\nseal_keys=['k']", "endpoint: write each one as [[endpoint]]."),
+        ("endpoint = ['x']\n[security]\nseal_keys=['k']", "endpoint[0]: Expected `object`, got `str`."),
+        ("security = 5", "security: Expected `object`, got `int`."),
+        ("a = " + "9" * 5000, "{path} is not valid TOML."),
+        ("a = " + "[" * 100_000, "{path} is not valid TOML."),
+        (b"a = '\xff'", "{path} is not UTF-8."),
+        (b"\xff\xfe[\x00s\x00", "{path} is not UTF-8."),
+    ],
+)
+def test_faults_of_the_whole_file(folder: Path, text: str | bytes, sentence: str) -> None:
+    assert fault(folder, text) == sentence.format(path=folder / "postback.toml")
+
+
+@pytest.mark.parametrize("text", ["a = ", "a = 1\nb = 'x\n", "a = 1\na = 2\n", "a = 2026-13-99", "[a\n", "= 1"])
+def test_a_syntax_error_is_placed(folder: Path, text: str) -> None:
+    sentence = fault(folder, text).removeprefix(f"{folder / 'postback.toml'} is not valid TOML ")
+    assert re.fullmatch(r"\(at (line \d+, column \d+|end of document)\)\.", sentence)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as missing:
+        settings.load(tmp_path / "none.toml")
+    assert str(missing.value) == f"{tmp_path}/none.toml does not exist; `postback init` writes a starter file."
+    with pytest.raises(ConfigurationError) as directory:
+        settings.load(tmp_path)
+    assert str(directory.value) == f"{tmp_path} cannot be read: Is a directory."
+
+
+def test_which_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTBACK_CONFIG", raising=False)
+    assert settings.find(None) == Path("postback.toml")
+    monkeypatch.setenv("POSTBACK_CONFIG", "")
+    assert settings.find(None) == Path("postback.toml")
+    monkeypatch.setenv("POSTBACK_CONFIG", "/etc/postback.toml")
+    assert settings.find(None) == Path("/etc/postback.toml")
+    assert settings.find(Path("mine.toml")) == Path("mine.toml")
+
+
+DOCUMENT: dict[str, Any] = {
+    "data_dir": "var",
+    "receive": {
+        "bind": "127.0.0.1:8080",
+        "processes": 1,
+        "trusted_proxies": ["10.0.0.0/8"],
+        "max_body": "256KiB",
+        "body_timeout": 10,
+        "max_spool": "1GiB",
+        "max_held": 1000,
+    },
+    "console": {"bind": "127.0.0.1:8081"},
+    "queue": {"redis_url": "redis://localhost", "durability": "strict"},
+    "store": {"database_url": "sqlite:///x"},
+    "security": {"seal_keys": ["k"], "operators": [{"name": "o", "password_hash": "h"}], "api_keys": ["k"]},
+    "endpoint": [
+        {
+            "provider": "quickstream",
+            "facility": "acme",
+            "environment": "test",
+            "allowed_sources": ["203.0.113.0/24"],
+            "username": "acme",
+            "passwords": ["p"],
+            "hmac_passwords": ["p"],
+            "supplier_business_codes": ["ACME"],
+            "currency": "AUD",
+        },
+        {"provider": "checkout", "facility": "m", "signature_keys": ["k"], "authorization_keys": ["k"]},
+        {"provider": "debitsuccess", "facility": "g", "event_tokens": ["k"]},
+        {"provider": "paymentz", "facility": "e", "secure_keys": ["k"]},
+    ],
+}
+
+WRONG: list[Any] = [
+    SECRET,
+    f" {SECRET}:8080",
+    f"{SECRET}/24",
+    f"env:{SECRET}",
+    f"env:{SECRET.lower()}",
+    f"file:{SECRET}",
+    f"file:/dev/null/{SECRET}",
+    f"file:{SECRET}\0",
+    f"{SECRET}\0",
+    [SECRET],
+    [[SECRET]],
+    [{"x": SECRET}],
+    {"x": SECRET},
+    f"{SECRET}KiB",
+    [f"env:{SECRET}"],
+    [f"file:{SECRET}"],
+    [5, SECRET],
+    1.5,
+    True,
+    -1,
+    2**70,
+    [],
+    {},
+    "",
+    [""],
+    date(2026, 1, 1),
+    datetime(2026, 1, 1),  # noqa: DTZ001
+    time(1, 2),
+    float("nan"),
+]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Every key and every list element of the document, the tables themselves included."""
+    children: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+@pytest.mark.parametrize("place", list(places(DOCUMENT)), ids=lambda place: ".".join(map(str, place)))
+def test_a_secret_in_the_wrong_place_is_never_printed(tmp_path: Path, place: tuple[str | int, ...]) -> None:
+    read(copy.deepcopy(DOCUMENT), tmp_path)
+    refused = 0
+    for wrong in WRONG:
+        document = copy.deepcopy(DOCUMENT)
+        parent: Any = document
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = wrong
+        if sentence := sentence_of(document, tmp_path):
+            refused += 1
+            assert SECRET.lower() not in sentence.lower()
+            assert sentence.startswith(str(place[0])), (wrong, sentence)
+            assert "\n" not in sentence
+    assert refused >= 10
+
+
+def sentence_of(document: dict[str, Any], folder: Path) -> str:
+    try:
+        read(document, folder)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("line", [f"{SECRET}", f"x = {SECRET}", f"x = '{SECRET}", f'x = "{SECRET}\\q"', f"[{SECRET} x"])
+def test_a_syntax_error_does_not_print_the_line(folder: Path, line: str) -> None:
+    assert SECRET not in fault(folder, f"a = 1\n{line}\n")
+
+
+def test_an_unknown_key_is_named_and_its_value_is_not(folder: Path) -> None:
+    assert fault(folder, f'sceret = "{SECRET}"\n{FILE}') == "sceret: is not a known key."
