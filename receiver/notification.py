@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +14,8 @@ from receiver.errors import NewerEnvelope, SealBroken
 from receiver.signing import Seal
 
 ENVELOPE_VERSION = 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(now_us: int) -> str:
@@ -31,6 +33,11 @@ def now_us() -> int:
 
 def utc(us: int) -> datetime:
     return datetime.fromtimestamp(us // 1_000_000, UTC).replace(microsecond=us % 1_000_000)
+
+
+def microseconds(moment: datetime) -> int:
+    """The inverse of `utc`, exact: a float of seconds would lose the last digits."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):

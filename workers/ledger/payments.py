@@ -1,0 +1,225 @@
+"""One right payment from its events: a pure fold over the set of them, whatever their order of arrival.
+
+The state follows from what the events say together, by rank and by the senders' own times; nothing here knows when
+an event arrived. What is captured stays captured: a late approval, decline or expiry never undoes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from receiver.notification import Effect, Expectation, PaymentEvent, PaymentState
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+# Ties between events of the same time, and events without a time: the later in this list counts as the later event.
+_RANK = {effect: rank for rank, effect in enumerate(Effect)}
+
+# What ended a payment before any money moved.
+_ENDED = {
+    Effect.DECLINED: PaymentState.DECLINED,
+    Effect.FAILED: PaymentState.FAILED,
+    Effect.EXPIRED: PaymentState.EXPIRED,
+    Effect.CANCELLED: PaymentState.CANCELLED,
+}
+
+# Events whose amount is that of their own action and never what was asked for.
+_OF_THEIR_OWN = frozenset({Effect.VOIDED, Effect.REFUNDED, Effect.DISPUTED, Effect.DISPUTE_ENDED})
+# The same, but mostly of the whole: their amount stands in where no other is known.
+_STAND_IN = frozenset({Effect.CAPTURE_DECLINED, Effect.RETURNED})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What is known of one payment. Amounts are minor units with `exponent` decimals."""
+
+    state: PaymentState
+    amount: int | None
+    amount_refunded: int
+    currency: str | None
+    exponent: int
+    surcharge: int | None
+    receipt_number: str | None
+    reference: str | None
+    customer_reference: str | None
+    card_scheme: str | None
+    response_code: str | None
+    response_description: str | None
+    summary_code: str | None
+    soft_decline: bool
+    settlement_date: date | None
+    occurred_at: datetime | None
+    custom: dict[str, Any]
+    mismatch: bool
+
+
+def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None) -> Payment | None:
+    """The payment that `events` describe together; None when none of them says anything of it.
+
+    `expectation` is what the merchant announced: it gives amount, currency and reference where the sender sends none,
+    and a difference sets `mismatch`.
+    """
+    known = _known(events)
+    if not known:
+        return None
+    captured = _total(known, Effect.CAPTURED, (event.total_captured for event in known))
+    refunded = _total(known, Effect.REFUNDED, (event.total_refunded for event in known))
+    state, decisive = _state(known, captured, refunded)
+    amount = captured or _asked(known)
+    currency, exponent = _currency(known)
+    reference = _last(event.reference for event in known)
+    if expectation is not None:
+        amount = expectation.amount if amount is None else amount
+        exponent = expectation.exponent if currency is None else exponent
+        currency = currency or expectation.currency
+        reference = reference or expectation.reference
+    return Payment(
+        state=state,
+        amount=amount,
+        amount_refunded=refunded or 0,
+        currency=currency,
+        exponent=exponent,
+        surcharge=_last(event.surcharge for event in known),
+        receipt_number=_last(event.receipt_number for event in known),
+        reference=reference,
+        customer_reference=_last(event.customer_reference for event in known),
+        card_scheme=_last(event.card_scheme for event in known),
+        response_code=decisive.response_code,
+        response_description=decisive.response_description,
+        summary_code=decisive.summary_code,
+        soft_decline=decisive.soft_decline,
+        settlement_date=_last(event.settlement_date for event in known),
+        occurred_at=decisive.occurred_at,
+        custom={name: value for event in known for name, value in event.custom.items()},
+        mismatch=_mismatch(known, amount, currency, exponent, expectation),
+    )
+
+
+def expectation_key(events: Iterable[PaymentEvent]) -> str | None:
+    """The key of the expectation that the payment of `events` belongs to: by its token where the sender has tokens,
+    else by its reference. None where it has neither."""
+    known = _known(events)
+    token = _last(event.token for event in known)
+    if token is not None:
+        return token_key(token)
+    reference = _last(event.reference for event in known)
+    return reference_key(reference) if reference is not None else None
+
+
+def token_key(token: str) -> str:
+    return f"token:{token}"
+
+
+def reference_key(reference: str) -> str:
+    return f"ref:{reference}"
+
+
+def _known(events: Iterable[PaymentEvent]) -> list[PaymentEvent]:
+    """What says anything of the payment, in the one order that depends on nothing but the events."""
+    known = [event for event in events if event.effect is not Effect.NONE]
+    return sorted(known, key=_order) if len(known) > 1 else known
+
+
+def _order(event: PaymentEvent) -> tuple[datetime, int, bytes]:
+    return event.occurred_at or _NEVER, _RANK[event.effect], _ENCODER.encode(event)
+
+
+def _state(
+    known: Sequence[PaymentEvent], captured: int | None, refunded: int | None
+) -> tuple[PaymentState, PaymentEvent]:
+    """The state, and the event whose response code explains it."""
+    last = {event.effect: event for event in known}
+    if returned := last.get(Effect.RETURNED):
+        return PaymentState.FAILED, returned
+    if disputed := _open_dispute(known):
+        return PaymentState.DISPUTED, disputed
+    if refund := last.get(Effect.REFUNDED):
+        # Without a captured amount nothing says that money is left.
+        partly = refunded is not None and captured is not None and refunded < captured
+        return (PaymentState.PARTIALLY_REFUNDED if partly else PaymentState.REFUNDED), refund
+    if capture := last.get(Effect.CAPTURED):
+        return PaymentState.CAPTURED, capture
+    if won := last.get(Effect.DISPUTE_ENDED):
+        # Only a captured payment can be disputed; its own capture was never seen here.
+        return PaymentState.CAPTURED, won
+    if void := _last(event for event in known if event.effect is Effect.VOIDED and _voids_all(event)):
+        return PaymentState.VOIDED, void
+    ended = _last(event for event in known if event.effect in _ENDED)
+    authorised = last.get(Effect.AUTHORISED)
+    if ended and (authorised is None or (ended.occurred_at or _NEVER) >= (authorised.occurred_at or _NEVER)):
+        return _ENDED[ended.effect], ended
+    # Only what was authorised can be voided in part; its own approval may never have been seen here.
+    if authorised := authorised or last.get(Effect.VOIDED):
+        return PaymentState.AUTHORISED, authorised
+    if declined := last.get(Effect.CAPTURE_DECLINED):
+        # Nothing was authorised before, as with Octopus: the money will not come.
+        return PaymentState.FAILED, declined
+    return PaymentState.PENDING, known[-1]
+
+
+def _open_dispute(known: Sequence[PaymentEvent]) -> PaymentEvent | None:
+    """A payment may be disputed more than once; the end of one dispute is not the end of another."""
+    disputes = (event for event in known if event.effect in (Effect.DISPUTED, Effect.DISPUTE_ENDED))
+    latest = {event.action_id: event for event in disputes}
+    return _last(event for event in known if event is latest.get(event.action_id) and event.effect is Effect.DISPUTED)
+
+
+def _voids_all(void: PaymentEvent) -> bool:
+    return void.total_voided is None or void.total_authorised is None or void.total_voided >= void.total_authorised
+
+
+def _total(known: Sequence[PaymentEvent], effect: Effect, stated: Iterable[int | None]) -> int | None:
+    """Each action counts once; where the sender states a running total, the largest one seen counts too."""
+    amounts = {event.action_id: event.amount for event in known if event.effect is effect and event.amount is not None}
+    totals = [total for total in stated if total is not None]
+    if amounts:
+        totals.append(sum(amounts.values()))
+    return max(totals, default=None)
+
+
+def _asked(known: Sequence[PaymentEvent]) -> int | None:
+    """What was asked for, while nothing is captured: the sender's own total where it states one, as an increment's or a
+    void's amount is that of its action alone. A refund's or a dispute's amount is never the payment's."""
+    total = max((event.total_authorised or 0 for event in known), default=0)
+    asked = _last(event.amount for event in known if event.effect not in _OF_THEIR_OWN | _STAND_IN)
+    if total or asked is not None:
+        return total or asked
+    return _last(event.amount for event in known if event.effect in _STAND_IN)
+
+
+def _currency(known: Sequence[PaymentEvent]) -> tuple[str | None, int]:
+    """The currency, and the decimals of the amounts. A dispute may be in the cardholder's own currency."""
+    named = [event for event in known if event.currency is not None]
+    asked = [event for event in named if event.effect not in _OF_THEIR_OWN]
+    # An event without a currency knows no exponent either.
+    last = (asked or named or known)[-1]
+    return last.currency, last.exponent
+
+
+def _mismatch(
+    known: Sequence[PaymentEvent],
+    amount: int | None,
+    currency: str | None,
+    exponent: int,
+    expectation: Expectation | None,
+) -> bool:
+    if expectation is None:
+        # A part was approved, and nothing says that the part is all that was asked for.
+        return any(event.partial for event in known)
+    return (amount, currency, exponent) != (expectation.amount, expectation.currency, expectation.exponent)
+
+
+def _last(values: Iterable[T | None]) -> T | None:
+    found = None
+    for value in values:
+        if value is not None:
+            found = value
+    return found

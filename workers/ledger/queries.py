@@ -1,0 +1,242 @@
+"""Reading the ledger: the objects of the contract, newest first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Engine, Select, false, func, or_, select, text
+
+from receiver.money import text_from_minor
+from receiver.notification import PaymentState
+from receiver.providers import PROVIDERS
+from workers.ledger.database import away_when_it_fails
+from workers.ledger.rows import storable
+from workers.ledger.tables import expectations, notifications, payments, repeats
+
+NOTIFICATION_STATES = ["processed", "failed", "quarantined", "held"]
+PAYMENT_STATES = [state.value for state in PaymentState]
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What to list; None means everything."""
+
+    state: str | None = None
+    provider: str | None = None
+    facility: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    search: str | None = None
+    limit: int | None = None
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection that only reads. Raises `LedgerAway`."""
+    with away_when_it_fails(), engine.connect() as connection:
+        reader = connection.execution_options(reading=True)
+        if engine.dialect.name == "postgresql":
+            # Who reads a long list may take the time; nobody waits for it.
+            reader.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield reader
+
+
+def list_notifications(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
+    columns = notifications.c
+    query = select(notifications).where(*_conditions(notifications, wanted, columns.received_at))
+    if wanted.search:
+        query = query.where(
+            _contains(wanted.search, [columns.id, columns.payment_id, columns.dedupe_key, columns.event_type])
+        )
+    for row in _rows(connection, query.order_by(columns.id.desc()), wanted.limit):
+        yield notification(row)
+
+
+def list_payments(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
+    columns = payments.c
+    query = select(payments).where(*_conditions(payments, wanted, columns.updated_at))
+    if wanted.search:
+        query = query.where(
+            _contains(
+                wanted.search,
+                [columns.payment_id, columns.receipt_number, columns.reference, columns.customer_reference],
+            )
+        )
+    order = (columns.updated_at.desc(), columns.provider, columns.facility, columns.payment_id)
+    for row in _rows(connection, query.order_by(*order), wanted.limit):
+        yield payment(row)
+
+
+def list_expectations(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
+    query = select(expectations).where(*_conditions(expectations, wanted, expectations.c.registered_at))
+    order = (expectations.c.registered_at.desc(), expectations.c.key)
+    for row in _rows(connection, query.order_by(*order), wanted.limit):
+        yield {
+            "provider": row.provider,
+            "facility": row.facility,
+            "reference": row.reference,
+            "amount": text_from_minor(row.amount, row.exponent),
+            "currency": row.currency,
+            "token": row.token,
+            "valid_to": row.valid_to,
+            "registered_at": row.registered_at,
+        }
+
+
+def show_notification(connection: Connection, notification_id: str) -> dict[str, Any] | None:
+    """One notification with its raw body and all its deliveries, found by the id of any of them."""
+    if not storable(notification_id):
+        return None
+    original = select(repeats.c.notification_id).where(repeats.c.id == notification_id).scalar_subquery()
+    row = connection.execute(
+        select(notifications).where(or_(notifications.c.id == notification_id, notifications.c.id == original))
+    ).first()
+    if row is None:
+        return None
+    again = connection.execute(select(repeats).where(repeats.c.notification_id == row.id).order_by(repeats.c.id))
+    return notification(row) | {
+        "verified": row.verified,
+        "detail": row.detail or None,
+        "content_type": row.content_type,
+        "headers": msgspec.json.decode(row.headers),
+        "body": shown_body(row.provider, row.body),
+        "payment_id": row.payment_id,
+        "event": msgspec.json.decode(row.event) if row.event else None,
+        "repeats": [
+            {
+                "id": repeat.id,
+                "kind": "conflict" if repeat.conflict else "duplicate",
+                "received_at": repeat.received_at,
+                "source": repeat.source,
+                "body": shown_body(row.provider, repeat.body) if repeat.body is not None else None,
+            }
+            for repeat in again
+        ],
+    }
+
+
+def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]]:
+    """Every payment with this id or receipt number, each with its notifications in their order."""
+    if not storable(payment_id):
+        return []
+    found = connection.execute(
+        select(payments)
+        .where(or_(payments.c.payment_id == payment_id, payments.c.receipt_number == payment_id))
+        .order_by(payments.c.provider, payments.c.facility, payments.c.payment_id)
+    ).all()
+    return [payment(row) | {"notifications": _of_payment(connection, row)} for row in found]
+
+
+def count(connection: Connection, state: str) -> int:
+    """Notifications in `state`."""
+    return connection.scalar(select(func.count()).select_from(notifications).where(notifications.c.state == state)) or 0
+
+
+def notification(row: Any) -> dict[str, Any]:
+    """The notification object of the contract."""
+    return {
+        "id": row.id,
+        "provider": row.provider,
+        "facility": row.facility,
+        "event_type": row.event_type,
+        "dedupe_key": row.dedupe_key,
+        "state": row.state,
+        "reason": row.reason or None,
+        "received_at": row.received_at,
+        "processed_at": row.processed_at,
+        "source": row.source,
+        "deliveries": row.deliveries,
+        "conflicts": row.conflicts,
+    }
+
+
+def payment(row: Any) -> dict[str, Any]:
+    """The payment object of the contract; amounts as decimal text."""
+
+    def money(minor: int | None) -> str | None:
+        return None if minor is None else text_from_minor(minor, row.exponent)
+
+    return {
+        "provider": row.provider,
+        "facility": row.facility,
+        "payment_id": row.payment_id,
+        "receipt_number": row.receipt_number,
+        "state": row.state,
+        "amount": money(row.amount),
+        "currency": row.currency,
+        "surcharge": money(row.surcharge),
+        "amount_refunded": money(row.amount_refunded),
+        "reference": row.reference,
+        "customer_reference": row.customer_reference,
+        "card_scheme": row.card_scheme,
+        "response_code": row.response_code,
+        "response_description": row.response_description,
+        "summary_code": row.summary_code,
+        "soft_decline": row.soft_decline,
+        "settlement_date": row.settlement_date,
+        "occurred_at": row.occurred_at,
+        "updated_at": row.updated_at,
+        "custom": msgspec.json.decode(row.custom),
+        "mismatch": row.mismatch,
+    }
+
+
+def shown_body(provider: str, body: bytes) -> str:
+    """A raw body as text, with the values of the provider's secret fields blanked."""
+    shown = body.decode("utf-8", "replace")
+    secret = PROVIDERS[provider].secret_fields if provider in PROVIDERS else ()
+    for name in map(re.escape, sorted(secret)):
+        if shown.lstrip("\ufeff \t\r\n").startswith("{"):
+            shown = re.sub(rf'("{name}"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^,}}\s]+)', r'\1"***"', shown, flags=re.IGNORECASE)
+        else:
+            shown = re.sub(rf"(?:(?<=&)|^)({name}=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+    return shown
+
+
+def _of_payment(connection: Connection, row: Any) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        select(notifications)
+        .where(
+            notifications.c.provider == row.provider,
+            notifications.c.facility == row.facility,
+            notifications.c.payment_id == row.payment_id,
+        )
+        .order_by(notifications.c.id)
+    )
+    return [notification(found) for found in rows]
+
+
+def _conditions(table: Any, wanted: Filter, time_column: Any) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    for name in ("state", "provider", "facility"):
+        value = getattr(wanted, name)
+        if value is not None:
+            conditions.append(table.c[name] == value if storable(value) else false())
+    if wanted.since is not None:
+        conditions.append(time_column >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(time_column < wanted.until)
+    return conditions
+
+
+def _contains(part: str, columns: Sequence[Any]) -> ColumnElement[bool]:
+    """Without regard to case, as SQLite compares anyway."""
+    if not storable(part):
+        return false()
+    return or_(*(column.icontains(part, autoescape=True) for column in columns))
+
+
+def _rows(connection: Connection, query: Select[Any], limit: int | None) -> Iterator[Any]:
+    if limit is not None:
+        query = query.limit(limit)
+    # Closed also when the caller has seen enough: it is a cursor on the server.
+    with connection.execute(query.execution_options(yield_per=_PAGE)) as found:
+        yield from found

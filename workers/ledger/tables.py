@@ -1,0 +1,146 @@
+"""The ledger's tables. Migrations create them; a test holds the two against each other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time in UTC. SQLite has no zones: there it is stored as UTC without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        aware: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return aware
+
+
+KEY = 200
+"""Longest key; longer ones are replaced by their digest before they come here."""
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("provider", String(32), nullable=False),
+    Column("facility", String(64), nullable=False),
+    Column("dedupe_key", String(KEY), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("event_type", String(120), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(40), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    Column("processed_at", UtcTime, nullable=False),
+    Column("source", String(45), nullable=False),
+    Column("content_type", String(200), nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("verified", Boolean, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("conflicts", Integer, nullable=False),
+    Column("payment_id", String(KEY)),
+    Column("event", Text),
+    UniqueConstraint("provider", "facility", "dedupe_key"),
+    Index(None, "provider", "facility", "payment_id"),
+    Index(None, "state", "id"),
+)
+
+repeats = Table(
+    "repeats",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("notification_id", String(36), nullable=False),
+    Column("conflict", Boolean, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    Column("source", String(45), nullable=False),
+    Column("content_type", String(200), nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary),
+    Index(None, "notification_id"),
+)
+"""Every further delivery of a notification. A conflict keeps its body; a duplicate says nothing new."""
+
+payments = Table(
+    "payments",
+    metadata,
+    Column("provider", String(32), primary_key=True),
+    Column("facility", String(64), primary_key=True),
+    Column("payment_id", String(KEY), primary_key=True),
+    Column("receipt_number", String(KEY)),
+    Column("state", String(20), nullable=False),
+    Column("amount", BigInteger),
+    Column("currency", String(3)),
+    Column("exponent", SmallInteger, nullable=False),
+    Column("surcharge", BigInteger),
+    Column("amount_refunded", BigInteger, nullable=False),
+    Column("reference", String(255)),
+    Column("customer_reference", String(255)),
+    Column("card_scheme", String(64)),
+    Column("response_code", String(64)),
+    Column("response_description", String(255)),
+    Column("summary_code", String(16)),
+    Column("soft_decline", Boolean, nullable=False),
+    Column("settlement_date", Date),
+    Column("occurred_at", UtcTime),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("custom", Text, nullable=False),
+    Column("mismatch", Boolean, nullable=False),
+    Index(None, "provider", "facility", "reference"),
+    Index(None, "updated_at"),
+)
+"""Amounts are minor units with `exponent` decimals."""
+
+expectations = Table(
+    "expectations",
+    metadata,
+    Column("provider", String(32), primary_key=True),
+    Column("facility", String(64), primary_key=True),
+    Column("key", String(300), primary_key=True),
+    Column("reference", String(255), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("exponent", SmallInteger, nullable=False),
+    Column("registered_at", UtcTime, nullable=False),
+    Column("token", String(255)),
+    Column("webhook_token", String(255)),
+    Column("valid_to", UtcTime),
+    Index(None, "provider", "facility", "reference"),
+)
+"""`key` is ``token:`` and the token, or ``ref:`` and the reference."""

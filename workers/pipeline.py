@@ -1,0 +1,160 @@
+"""The way of one batch behind the queue: `Pipeline.process` is the walk.
+
+The same steps run for a replay, from the stored raw bytes, with today's code.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from receiver import logs, metrics
+from receiver.errors import LedgerAway, Quarantined, Reason, Refused
+from receiver.notification import Envelope, Expectation, open_batch
+from receiver.providers import PROVIDERS
+from receiver.providers.base import Endpoint, Message
+from receiver.signing import Seal
+from workers.ledger.ledger import Interpreted, Ledger, Recorded
+
+log = logs.get("workers.pipeline")
+
+
+class Pipeline:
+    """Steps 9 to 12. `endpoints` by (provider, facility)."""
+
+    def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint], ledger: Ledger, seal: Seal) -> None:
+        self._endpoints = endpoints
+        self._ledger = ledger
+        self._seal = seal
+
+    def process(self, sealed: bytes) -> Recorded:
+        """Raises `BatchError` for a batch that cannot be opened, `LedgerAway` while the database is away."""
+        envelopes = open_batch(sealed, self._seal)  # 9 open
+        interpreted = [self.interpret(envelope) for envelope in envelopes]  # 10 interpret
+        return self._record(interpreted)  # 11 record, 12 done
+
+    def expect(self, expectation: Expectation) -> Recorded:
+        """Records what the merchant announced, and releases what was held for it. Raises `LedgerAway`."""
+        try:
+            recorded = self._ledger.expect(expectation, self.judge)
+        except LedgerAway:
+            raise
+        except Exception:
+            log.exception("release_failed", provider=expectation.provider, facility=expectation.facility)
+            reason = traceback.format_exc()
+            # The expectation must not be lost for a notification of which nothing can be stored.
+            recorded = self._ledger.expect(expectation, lambda envelope, _: _failed(envelope, reason))
+        _report(recorded)
+        return recorded
+
+    def interpret(self, envelope: Envelope) -> Interpreted:
+        """What today's code makes of an envelope. Never raises: what cannot be interpreted is kept as such."""
+        if envelope.verified and envelope.quarantine:
+            return Interpreted(envelope, "quarantined", envelope.quarantine, envelope.detail)
+        endpoint = self._endpoints.get((envelope.provider, envelope.facility))
+        if endpoint is None:
+            return _unknown_endpoint(envelope)
+        try:
+            if not envelope.verified:
+                return _held(envelope)
+            event = PROVIDERS[envelope.provider].interpret(_message(envelope), endpoint)
+        except (Quarantined, Refused) as doubt:
+            return Interpreted(envelope, "quarantined", doubt.reason, doubt.detail)
+        except Exception:
+            log.exception("interpretation_failed", id=envelope.id, provider=envelope.provider)
+            return _failed(envelope, traceback.format_exc())
+        return Interpreted(envelope, "processed", event=event)
+
+    def judge(self, envelope: Envelope, expectation: Expectation) -> Interpreted:
+        """What a held notification is, now that `expectation` is known. Never raises."""
+        endpoint = self._endpoints.get((envelope.provider, envelope.facility))
+        if endpoint is None:
+            return _unknown_endpoint(envelope)
+        try:
+            PROVIDERS[envelope.provider].authenticate(_message(envelope), endpoint, expectation)
+        except (Quarantined, Refused) as doubt:
+            return Interpreted(envelope, "quarantined", doubt.reason, doubt.detail)
+        except Exception:
+            log.exception("proof_failed", id=envelope.id, provider=envelope.provider)
+            return _failed(envelope, traceback.format_exc())
+        return self.interpret(msgspec.structs.replace(envelope, verified=True))
+
+    def _record(self, interpreted: Sequence[Interpreted]) -> Recorded:
+        try:
+            recorded = self._ledger.record(interpreted, self.judge)
+        except LedgerAway:
+            raise
+        except Exception:
+            log.exception("batch_split", notifications=len(interpreted))
+            return self._record_each(interpreted)
+        _report(recorded)
+        return recorded
+
+    def _record_each(self, interpreted: Sequence[Interpreted]) -> Recorded:
+        """One bad notification never holds up its batch: each is tried alone, and what fails then is kept as failed.
+        One that cannot even be kept as failed raises, after all others were recorded."""
+        together = Recorded()
+        unrecorded: Exception | None = None
+        for item in interpreted:
+            try:
+                recorded = self._record_one(item)
+            except LedgerAway:
+                raise
+            except Exception as error:
+                log.exception("notification_not_recorded", id=item.envelope.id, provider=item.envelope.provider)
+                unrecorded = error
+                continue
+            _report(recorded)
+            together.add(recorded)
+        if unrecorded is not None:
+            raise unrecorded
+        return together
+
+    def _record_one(self, item: Interpreted) -> Recorded:
+        try:
+            return self._ledger.record([item], self.judge)
+        except LedgerAway:
+            raise
+        except Exception:
+            log.exception("notification_failed", id=item.envelope.id, provider=item.envelope.provider)
+            return self._ledger.record([_failed(item.envelope, traceback.format_exc())])
+
+
+def _message(envelope: Envelope) -> Message:
+    return Message(envelope.content_type, envelope.headers, envelope.body)
+
+
+def _held(envelope: Envelope) -> Interpreted:
+    """A notification whose token the accept side did not know. Raises `Refused` when it can never be proven."""
+    token = PROVIDERS[envelope.provider].token_of(_message(envelope))
+    if token is None:
+        raise Refused(Reason.TOKEN_MISSING, "Nothing in it can be proven by a registered token.")
+    return Interpreted(envelope, "held", Reason.TOKEN_UNKNOWN, "The token is not registered yet.", token=token)
+
+
+def _failed(envelope: Envelope, reason: str) -> Interpreted:
+    return Interpreted(envelope, "failed", Reason.INTERPRETATION_FAILED, reason)
+
+
+def _unknown_endpoint(envelope: Envelope) -> Interpreted:
+    detail = "The endpoint is not in this worker's configuration."
+    return Interpreted(envelope, "failed", Reason.UNKNOWN_ENDPOINT, detail)
+
+
+def _report(recorded: Recorded) -> None:
+    """Counts and logs what a transaction did, after it was committed."""
+    for item in recorded.new:
+        envelope = item.envelope
+        metrics.RECORDED.labels(envelope.provider, envelope.facility, item.state).inc()
+        if item.state == "failed":
+            log.error("notification_failed", id=envelope.id, provider=envelope.provider, reason=item.reason)
+    for envelope in recorded.duplicates:
+        metrics.REPEATED.labels(envelope.provider, envelope.facility, "duplicate").inc()
+    for envelope in recorded.conflicts:
+        metrics.REPEATED.labels(envelope.provider, envelope.facility, "conflict").inc()
+        log.warning("notification_conflict", id=envelope.id, provider=envelope.provider, facility=envelope.facility)
+    for provider, facility, notification_id in recorded.released:
+        metrics.RELEASED.labels(provider, facility).inc()
+        log.info("notification_released", id=notification_id, provider=provider, facility=facility)
