@@ -1,0 +1,342 @@
+"""The way of one notification on the accept side, one line per step: `Accept._accept` is the walk.
+
+A raw ASGI application: routing and middleware of a framework cost a quarter of the requests per second here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from receiver import logs, metrics
+from receiver.errors import NotStored, Quarantined, Reason, Refused
+from receiver.expected import HeldLimit, Tokens
+from receiver.inbox import Inbox
+from receiver.notification import Envelope, Expectation, new_id, now_us
+from receiver.providers import PROVIDERS
+from receiver.providers.base import Endpoint, Identity, Message, Provider
+from receiver.refusals import Refusal, RefusalLog
+from receiver.settings import Settings, allowed_networks, networks
+from receiver.signing import digest
+from receiver.source import Address, AllowedSources, TrustedProxies
+
+log = logs.get("receiver.accept")
+
+MAX_HELD_BODY = 16 << 10
+"""Bytes of an unverified body: the sender's own have a few hundred."""
+
+_JSON = (b"content-type", b"application/json")
+_CLOSE = (b"connection", b"close")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint with all that its requests need, looked up once at start."""
+
+    endpoint: Endpoint
+    provider: Provider
+    sources: AllowedSources
+    headers: Mapping[bytes, str]
+    """Names of the headers that the provider reads."""
+    accepted: Any
+    quarantined: Any
+    held: Any
+
+
+class Accept:
+    """``POST /notify/{provider}/{facility}``."""
+
+    def __init__(self, settings: Settings, inbox: Inbox, tokens: Tokens, held: HeldLimit, refusals: RefusalLog) -> None:
+        self._routes = {f"/notify/{e.path}".encode(): _route(e) for e in settings.endpoint}
+        self._proxies = TrustedProxies(networks(settings.receive.trusted_proxies, "receive.trusted_proxies"))
+        self._max_body = int(settings.receive.max_body)
+        self._body_timeout = settings.receive.body_timeout
+        self._inbox = inbox
+        self._tokens = tokens
+        self._held = held
+        self._refusals = refusals
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        began = time.perf_counter()
+        visit = Visit()
+        try:
+            notification_id, status = await self._accept(scope, receive, visit)
+        except Refused as refused:
+            await self._refuse(scope, send, visit, refused)
+        except NotStored as lost:
+            await self._not_stored(send, visit, lost)
+        except Gone:
+            return
+        except Exception:
+            # A fault of ours is no reason to lose a payment: the sender is told to send it again.
+            log.exception("accept_failed", provider=visit.provider, facility=visit.facility)
+            await self._not_stored(send, visit, NotStored("The receiver failed."))
+        else:
+            await _answer(send, 200, b'{"id":"%s","status":"%s"}' % (notification_id.encode(), status))
+            metrics.ANSWER_SECONDS.observe(time.perf_counter() - began)
+
+    async def _accept(self, scope: Any, receive: Any, visit: Visit) -> tuple[str, bytes]:
+        # fmt: off
+        route = visit.route = self._endpoint(scope)                                     # 1 endpoint
+        visit.source = self._source(scope, route)                                       # 2 source
+        message = self._credentials(scope, route, visit)                                # 3 credentials
+        message = await self._body(scope, receive, message, visit)                      # 4 body
+        verified = await self._authenticate(route, message)                             # 5 authenticate
+        identity, doubt = self._identify(route, message)                                # 6 identify
+        envelope = await self._envelope(route, message, visit, verified, identity, doubt)
+        await self._inbox.commit(envelope)                                              # 7 commit
+        return envelope.id, self._status(route, envelope)                               # 8 answer
+        # fmt: on
+
+    def _endpoint(self, scope: Any) -> Route:
+        # The path as sent, undecoded: there is one spelling of each endpoint and no other reaches it.
+        route = self._routes.get(scope["raw_path"])
+        if route is None:
+            raise Refused(Reason.UNKNOWN_ENDPOINT, "There is no such endpoint.")
+        if scope["method"] != "POST":
+            raise Refused(Reason.METHOD_REFUSED, "Notifications are sent with POST.")
+        return route
+
+    def _source(self, scope: Any, route: Route) -> str:
+        address = self._client(scope)
+        route.sources.require(address)
+        return str(address)
+
+    def _client(self, scope: Any) -> Address:
+        peer = scope["client"]
+        forwarded_for = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        chunked = len(forwarded_for) > 1 and any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        return self._proxies.client(peer[0] if peer else None, forwarded_for, chunked)
+
+    def _credentials(self, scope: Any, route: Route, visit: Visit) -> Message:
+        headers: dict[str, str] = {}
+        for raw, value in scope["headers"]:
+            name = route.headers.get(raw)
+            if name is not None:
+                if name in headers:
+                    # Of two, one would be checked and the other might be used.
+                    raise Refused(Reason.REQUEST_MALFORMED, f"The {name} header occurs twice.")
+                headers[name] = value.decode("latin-1")
+        visit.content_type = headers.pop("content-type", "").partition(";")[0].strip().lower()
+        visit.size = _length(headers.pop("content-length", None))
+        message = Message(visit.content_type, headers, b"")
+        route.provider.check_headers(message, route.endpoint)
+        return message
+
+    async def _body(self, scope: Any, receive: Any, message: Message, visit: Visit) -> Message:
+        if visit.size > self._max_body:
+            raise Refused(Reason.BODY_TOO_LARGE, f"The body may have at most {self._max_body} bytes.")
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                body = await self._read(receive, visit)
+        except TimeoutError:
+            raise Refused(Reason.BODY_TOO_SLOW, f"The body did not arrive within {self._body_timeout} s.") from None
+        if not body:
+            raise Refused(Reason.BODY_EMPTY, "The body is empty.")
+        return Message(message.content_type, message.headers, body)
+
+    async def _read(self, receive: Any, visit: Visit) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise Gone
+            chunks.append(event.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._max_body:
+                visit.size = size
+                raise Refused(Reason.BODY_TOO_LARGE, f"The body may have at most {self._max_body} bytes.")
+            if not event.get("more_body", False):
+                visit.size, visit.read_whole = size, True
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _authenticate(self, route: Route, message: Message) -> bool:
+        """False only for a token that nobody registered yet: there is nothing to compare with, so it is held."""
+        token = route.provider.token_of(message)
+        expected: Expectation | None = None
+        if token is not None:
+            expected = await self._tokens.find(route.endpoint.provider, route.endpoint.facility, token)
+            if expected is None:
+                return False
+        route.provider.authenticate(message, route.endpoint, expected)
+        return True
+
+    def _identify(self, route: Route, message: Message) -> tuple[Identity, Quarantined | None]:
+        try:
+            return route.provider.identify(message, route.endpoint), None
+        except Quarantined as quarantined:
+            doubt = quarantined
+        except Exception:
+            # The sender is proven, and some send only once: a fault of ours must not cost the payment.
+            log.exception("identify_failed", provider=route.endpoint.provider, facility=route.endpoint.facility)
+            doubt = Quarantined(Reason.INTERPRETATION_FAILED, "the receiver failed to read the body")
+        # The body's own digest is the key, so that a later, readable notification is no repeat of this one.
+        content = digest(message.content_type.encode(), message.body)
+        return Identity(f"body:{content}", "unknown", content), doubt
+
+    async def _envelope(
+        self,
+        route: Route,
+        message: Message,
+        visit: Visit,
+        verified: bool,
+        identity: Identity,
+        doubt: Quarantined | None,
+    ) -> Envelope:
+        received_at = now_us()
+        envelope = Envelope(
+            id=new_id(received_at),
+            provider=route.endpoint.provider,
+            facility=route.endpoint.facility,
+            received_at=received_at,
+            source=visit.source,
+            content_type=message.content_type,
+            headers={name: message.headers[name] for name in route.provider.kept_headers if name in message.headers},
+            body=message.body,
+            verified=verified,
+            dedupe_key=identity.dedupe_key,
+            event_type=identity.event_type,
+            fingerprint=identity.fingerprint,
+            quarantine=doubt.reason if doubt else "",
+            detail=doubt.detail if doubt else "",
+        )
+        if not verified:
+            if len(message.body) > MAX_HELD_BODY:
+                raise Refused(Reason.BODY_TOO_LARGE, "The body is too large to be held without proof.")
+            await self._held.take(envelope.provider, envelope.facility, envelope.id)
+        return envelope
+
+    def _status(self, route: Route, envelope: Envelope) -> bytes:
+        if envelope.verified and not envelope.quarantine:
+            route.accepted.inc()
+            return b"accepted"
+        if envelope.verified:
+            route.quarantined.inc()
+            status, event = b"quarantined", "notification_quarantined"
+        else:
+            route.held.inc()
+            status, event = b"held", "notification_held"
+        log.warning(
+            event,
+            id=envelope.id,
+            provider=envelope.provider,
+            facility=envelope.facility,
+            reason=envelope.quarantine or Reason.TOKEN_UNKNOWN,
+        )
+        return status
+
+    def record(self, scope: Any, visit: Visit, refused: Refused) -> None:
+        """Counts and keeps a refusal: no body, no header's value, no control character."""
+        metrics.REFUSED.labels(visit.provider, visit.facility, refused.reason).inc()
+        self._refusals.add(
+            Refusal(
+                at=now_us(),
+                provider=visit.provider or _text(scope["path"]),
+                facility=visit.facility,
+                source=visit.source or self._seen(scope),
+                reason=refused.reason,
+                detail=refused.detail,
+                status=refused.status,
+                size=visit.size,
+                content_type=_text(visit.content_type),
+            )
+        )
+        log.info("request_refused", provider=visit.provider, facility=visit.facility, reason=refused.reason)
+
+    def _seen(self, scope: Any) -> str:
+        """The address of a request that was refused before or by its address."""
+        try:
+            return str(self._client(scope))
+        except Refused:
+            return _text(str(scope["client"][0])) if scope["client"] else ""
+
+    async def _refuse(self, scope: Any, send: Any, visit: Visit, refused: Refused) -> None:
+        self.record(scope, visit, refused)
+        headers = []
+        if refused.reason is Reason.CREDENTIALS_MISSING:
+            # Some clients send their credentials only after a challenge (RFC 7617).
+            headers.append((b"www-authenticate", b'Basic realm="postback", charset="UTF-8"'))
+        if refused.reason is Reason.METHOD_REFUSED:
+            headers.append((b"allow", b"POST"))
+        if refused.reason is Reason.HELD_FULL:
+            headers.append((b"retry-after", b"60"))
+        if not visit.read_whole:
+            # What is left of the body is not read: the connection cannot be used again.
+            headers.append(_CLOSE)
+        await _answer(send, refused.status, _error(refused.reason, refused.detail), headers)
+
+    async def _not_stored(self, send: Any, visit: Visit, lost: NotStored) -> None:
+        metrics.NOT_STORED.labels(visit.provider, visit.facility).inc()
+        log.error("notification_not_stored", provider=visit.provider, facility=visit.facility, detail=lost.detail)
+        status = visit.route.provider.not_stored_status if visit.route else 503
+        headers = [(b"retry-after", b"5")] if status == 503 else []
+        if not visit.read_whole:
+            headers.append(_CLOSE)
+        detail = "The notification could not be stored. Send it again."
+        await _answer(send, status, _error(lost.reason, detail), headers)
+
+
+class Visit:
+    """What is known of a request so far, for its refusal record."""
+
+    __slots__ = ("content_type", "read_whole", "route", "size", "source")
+
+    def __init__(self) -> None:
+        self.route: Route | None = None
+        self.source = ""
+        self.content_type = ""
+        self.size = 0
+        self.read_whole = False
+
+    @property
+    def provider(self) -> str:
+        return self.route.endpoint.provider if self.route else ""
+
+    @property
+    def facility(self) -> str:
+        return self.route.endpoint.facility if self.route else ""
+
+
+class Gone(Exception):
+    """The client hung up before its body was complete: there is nobody to answer."""
+
+
+def _route(endpoint: Endpoint) -> Route:
+    provider = PROVIDERS[endpoint.provider]
+    names = ("content-type", "content-length", *provider.proof_headers, *provider.kept_headers)
+    counts = [
+        metrics.ACCEPTED.labels(endpoint.provider, endpoint.facility, status)
+        for status in ("accepted", "quarantined", "held")
+    ]
+    sources = AllowedSources(allowed_networks(endpoint, provider))
+    return Route(endpoint, provider, sources, {name.encode(): name for name in names}, *counts)
+
+
+def _length(text: str | None) -> int:
+    """What the sender says; more digits than that are as much too large."""
+    return int(text[:18]) if text and text.isascii() and text.isdigit() else 0
+
+
+def _text(raw: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in raw[:200])
+
+
+def _error(reason: Reason, detail: str) -> bytes:
+    return msgspec.json.encode({"error": reason, "detail": detail})
+
+
+async def _answer(send: Any, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [_JSON, (b"content-length", b"%d" % len(body)), *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,139 @@
+"""The ASGI application of ``postback serve``: the notify endpoint, and around it a small Starlette application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from receiver import expected, health, logs
+from receiver.accept import Accept, Visit
+from receiver.connection import connect, connect_async
+from receiver.errors import NotStored, Reason, Refused
+from receiver.inbox import Inbox
+from receiver.refusals import RefusalLog
+from receiver.settings import Settings
+from receiver.signing import Seal, matches
+
+log = logs.get("receiver.app")
+
+MAX_EXPECTATION = 16 << 10
+LOOKUPS = 16
+"""Connections for tokens and held notifications: a flood of those waits for one and opens no more."""
+
+
+def build(settings: Settings) -> Any:
+    """The ASGI application. It starts although Redis is away; then the spool takes what comes."""
+    redis = connect(settings)
+    lookups = connect_async(settings, expected.FIND_DEADLINE, LOOKUPS)
+    inbox = Inbox(settings, Seal(settings.security.seal_keys, "batch"))
+    refusals = RefusalLog(redis)
+    tokens = expected.Tokens(lookups, lambda: inbox.redis_up)
+    held = expected.HeldLimit(lookups, lambda: inbox.redis_up, settings.receive.max_held)
+    accept = Accept(settings, inbox, tokens, held, refusals)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await inbox.start()
+        refusals.start()
+        yield
+        await inbox.stop()
+        await refusals.stop()
+        await lookups.aclose()
+        redis.close()
+
+    rest = Starlette(
+        routes=[
+            Route("/livez", health.livez, methods=["GET"]),
+            Route("/readyz", health.readyz, methods=["GET"]),
+            Route("/metrics", health.metrics_page, methods=["GET"]),
+            Route("/expect/{provider}/{facility}", expect, methods=["POST"]),
+        ],
+        exception_handlers={Refused: _refused, NotStored: _not_stored, HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+    # A redirect would repeat the Host header, which anybody can write.
+    rest.router.redirect_slashes = False
+    rest.state.settings = settings
+    rest.state.accept = accept
+    rest.state.redis = redis
+    rest.state.inbox = inbox
+    rest.state.seal = Seal(settings.security.seal_keys, "expectation")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["raw_path"].startswith(b"/notify/"):
+            await accept(scope, receive, send)
+        else:
+            await rest(scope, receive, send)
+
+    return app
+
+
+async def expect(request: Request) -> Response:
+    """``POST /expect/{provider}/{facility}``: 201 when the expectation is durable."""
+    state = request.app.state
+    _require_api_key(request.headers.getlist("authorization"), state.settings)
+    endpoint = state.settings.endpoints.get((request.path_params["provider"], request.path_params["facility"]))
+    if endpoint is None:
+        raise Refused(Reason.UNKNOWN_ENDPOINT, "There is no such endpoint.")
+    try:
+        async with asyncio.timeout(state.settings.receive.body_timeout):
+            body = await _read(request)
+    except TimeoutError:
+        raise Refused(Reason.BODY_TOO_SLOW, "The body did not arrive in time.") from None
+    except ClientDisconnect:
+        return Response(status_code=400)
+    expectation = expected.expectation_from(body, endpoint)
+    if state.inbox.not_durable:
+        raise NotStored("Redis is not durable.")
+    await asyncio.to_thread(expected.register, state.redis, state.seal, expectation, state.inbox.confirm_each)
+    log.info("expectation_registered", provider=endpoint.provider, facility=endpoint.facility)
+    return JSONResponse({"status": "registered", "reference": expectation.reference}, 201)
+
+
+async def _read(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_EXPECTATION:
+            raise Refused(Reason.BODY_TOO_LARGE, f"The body may have at most {MAX_EXPECTATION} bytes.")
+    return body
+
+
+def _require_api_key(authorization: list[str], settings: Settings) -> None:
+    if not authorization:
+        raise Refused(Reason.CREDENTIALS_MISSING, "The Authorization header is missing.")
+    if len(authorization) > 1:
+        raise Refused(Reason.REQUEST_MALFORMED, "The authorization header occurs twice.")
+    scheme, _, key = authorization[0].partition(" ")
+    if not (matches(key.strip().encode("latin-1"), settings.security.api_keys) and scheme.lower() == "bearer"):
+        raise Refused(Reason.CREDENTIALS_REFUSED, "The API key is not known.")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    request.app.state.accept.record(request.scope, Visit(), error)
+    headers = {"www-authenticate": "Bearer"} if error.reason is Reason.CREDENTIALS_MISSING else None
+    return JSONResponse({"error": error.reason, "detail": error.detail}, error.status, headers)
+
+
+async def _not_stored(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotStored)
+    log.error("expectation_not_stored", detail=error.detail)
+    detail = "The expectation could not be stored. Send it again."
+    return JSONResponse({"error": error.reason, "detail": detail}, 503, {"retry-after": "5"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reason, detail = Reason.UNKNOWN_ENDPOINT, "There is no such page."
+    if error.status_code == 405:
+        reason, detail = Reason.METHOD_REFUSED, "This page has another method."
+    return JSONResponse({"error": reason, "detail": detail}, error.status_code, error.headers)
