@@ -1,0 +1,540 @@
+"""The RQ worker on a real Valkey: no batch is lost, whenever a worker dies, and none is recorded twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.executions import Execution
+from rq.job import JobStatus
+from rq.utils import current_timestamp
+from sqlalchemy import Engine, make_url
+
+from receiver import expected, settings
+from receiver.connection import QUEUE, Serializer
+from receiver.health import queue_state
+from receiver.inbox import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RESULT_TTL, RETRIES, enqueue
+from receiver.notification import ENVELOPE_VERSION, Envelope, new_id, now_us
+from receiver.signing import Seal
+from tests.servers import Valkey, eventually, running_postgres, running_valkey
+from tests.support import EXPECTED_CASUAL, recorded, secrets
+from tests.workers import material
+from tests.workers.material import counted, crash, delivered, envelope, held_up, only_payment, rows, sealed, start_again
+from workers import jobs, runner
+from workers.ledger import database
+from workers.ledger.ledger import Ledger
+from workers.ledger.tables import notifications
+
+CAPTURED = delivered(recorded("checkout", "payment_captured"))
+CASUAL = recorded("debitsuccess", "casual_payment")
+SEALS = {purpose: Seal(secrets("seal-old", "seal-new"), purpose) for purpose in ("batch", "expectation")}
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def came() -> Envelope:
+    """One more delivery of the same notification."""
+    return msgspec.structs.replace(CAPTURED, id=envelope().id)
+
+
+# -- workers in processes of their own
+
+
+def work(document: dict[str, Any], folder: Path) -> None:
+    """In the child: what `postback work` runs."""
+    runner.work(settings.read(document, folder))
+
+
+class Workers:
+    """Workers on one Valkey and one ledger, each in a process of its own."""
+
+    def __init__(self, redis_url: str, database_url: str, folder: Path) -> None:
+        self._document = {
+            "data_dir": str(folder),
+            "queue": {"redis_url": redis_url},
+            "store": {"database_url": database_url},
+            "security": {"seal_keys": ["seal-old", "seal-new"]},
+            "endpoint": [
+                {"provider": "checkout", "facility": "main", "signature_keys": ["k"]},
+                {"provider": "debitsuccess", "facility": "gym"},
+            ],
+        }
+        self._folder = folder
+        self._all: list[SpawnProcess] = []
+
+    def start(self) -> SpawnProcess:
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(self._document, self._folder))
+        process.start()
+        self._all.append(process)
+        return process
+
+    def kill_all(self) -> None:
+        for process in self._all:
+            process.kill()
+            process.join(10)
+
+
+@pytest.fixture
+def workers(redis: Redis, valkey_server: Valkey, database_url: str, tmp_path: Path) -> Iterator[Workers]:
+    started = Workers(valkey_server.url, database_url, tmp_path)
+    yield started
+    started.kill_all()
+
+
+def queue_of(redis: Redis) -> Queue:
+    serializer: Any = Serializer
+    return Queue(QUEUE, connection=redis, serializer=serializer, job_class=runner.BatchJob)
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Queue:
+    return queue_of(redis)
+
+
+def put(queue: Queue, message: bytes, func: str = RECORD_BATCH) -> str:
+    """Enqueues as the accept side does."""
+    job_id = new_id(now_us())
+    pipeline = queue.connection.pipeline()
+    enqueue(queue, pipeline, func, job_id, message, "a test's batch")
+    pipeline.execute()
+    return job_id
+
+
+def status(queue: Queue, job_id: str) -> JobStatus | None:
+    job = queue.fetch_job(job_id)
+    return job.get_status() if job else None
+
+
+def assert_gone(queue: Queue, job_id: str) -> None:
+    """The job ended well: nothing of it is left, in no registry."""
+    eventually(lambda: status(queue, job_id) in (None, JobStatus.FINISHED), what="the end of the job")
+    eventually(lambda: queue.fetch_job(job_id) is None, what="the removal of the job")
+    registries = (queue.failed_job_registry, queue.started_job_registry, queue.scheduled_job_registry)
+    eventually(lambda: all(registry.get_job_count(cleanup=False) == 0 for registry in registries))
+    assert queue.get_job_ids() == queue.intermediate_queue.get_job_ids() == []
+
+
+def test_records_a_batch_and_leaves_nothing_behind(
+    workers: Workers, redis: Redis, queue: Queue, engine: Engine
+) -> None:
+    worker = workers.start()
+    for job_id in [put(queue, sealed(came(), came())) for _ in range(3)]:
+        assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 6, 0)]
+    assert only_payment(engine).state == "captured"
+    # Finished jobs are forgotten; RQ alone would keep their names for ever.
+    eventually(lambda: not redis.zcard(queue.finished_job_registry.key), what="the end of what is finished")
+    assert list(redis.scan_iter("rq:job:*")) == list(redis.scan_iter("rq:results:*")) == []
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_the_batch_of_a_killed_worker_is_recorded_once_by_another(
+    workers: Workers, queue: Queue, engine: Engine, database_url: str
+) -> None:
+    first = workers.start()
+    with held_up(database_url):
+        job_id = put(queue, sealed(came(), came()))
+        eventually(lambda: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")
+        first.kill()
+        first.join(10)
+    killed_at = time.monotonic()
+    workers.start()
+    eventually(lambda: rows(engine, notifications), what="the batch")
+    assert time.monotonic() - killed_at < 15
+    assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
+
+
+@on_sqlite
+def test_a_worker_that_was_only_slow_does_no_harm(
+    workers: Workers, queue: Queue, engine: Engine, redis: Redis, database_url: str
+) -> None:
+    """It stands still in the middle of a batch, is taken for dead, and ends the batch when another has done so."""
+    slow = workers.start()
+    assert slow.pid is not None
+    with held_up(database_url):
+        job_id = put(queue, sealed(came()))
+        eventually(lambda: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")
+        os.kill(slow.pid, signal.SIGSTOP)
+    workers.start()
+    eventually(lambda: rows(engine, notifications), what="the batch")
+    assert_gone(queue, job_id)
+    os.kill(slow.pid, signal.SIGCONT)
+    eventually(lambda: batches_done_by(redis, slow.pid) == 1, what="the end of the slow worker's batch")
+    assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+
+
+def batches_done_by(redis: Redis, pid: int | None) -> int:
+    keys = [key for key in redis.scan_iter("rq:worker:*") if redis.type(key) == b"hash"]
+    (key,) = (key for key in keys if redis.hget(key, "pid") == str(pid).encode())
+    return int(redis.hget(key, "successful_job_count") or 0)
+
+
+# What RQ leaves behind when a worker is killed between two of its steps.
+
+
+def popped(queue: Queue, job_id: str) -> None:
+    """Taken from the queue, not registered yet."""
+    queue.connection.lmove(queue.key, queue.intermediate_queue.key)
+
+
+def popped_and_registered(queue: Queue, job_id: str) -> None:
+    """Registered as an execution, not marked as started yet: RQ's own cleanup forgets it."""
+    popped(queue, job_id)
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    with queue.connection.pipeline() as pipeline:
+        Execution.create(job, runner.HEARTBEAT, pipeline=pipeline, worker_name="dead")
+        pipeline.execute()
+
+
+def put_back_halfway(queue: Queue, job_id: str) -> None:
+    """Marked as scheduled for another try, which RQ does before it schedules it: its own cleanup forgets it."""
+    popped_and_registered(queue, job_id)
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    queue.intermediate_queue.remove(job_id)
+    job.set_status(JobStatus.SCHEDULED)
+
+
+@on_sqlite
+@pytest.mark.parametrize("died", [popped, popped_and_registered, put_back_halfway])
+def test_a_job_is_found_wherever_its_worker_died(
+    workers: Workers, queue: Queue, redis: Redis, engine: Engine, died: Callable[[Queue, str], None]
+) -> None:
+    # The dead one also held the lock of the maintenance, and RQ's own, which lasts a quarter of an hour.
+    redis.set(runner.MAINTENANCE_LOCK, "dead", ex=runner.MAINTENANCE_EVERY)
+    assert queue.acquire_maintenance_lock()
+    job_id = put(queue, sealed(came()))
+    died(queue, job_id)
+    since = time.monotonic()
+    workers.start()
+    eventually(lambda: rows(engine, notifications), what="the batch")
+    assert time.monotonic() - since < 15
+    assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+
+
+def test_batches_wait_for_a_ledger_that_is_away(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
+    queue = queue_of(redis)
+    with ExitStack() as stack:
+        url = stack.enter_context(running_postgres())
+        database.migrate(url)
+        engine = database.open_engine(url)
+        stack.callback(engine.dispose)
+        started = Workers(valkey_server.url, url, tmp_path)
+        stack.callback(started.kill_all)
+        worker = started.start()
+        assert_gone(queue, put(queue, sealed(came())))
+        folder = crash(engine)
+        first, second = (put(queue, sealed(came())) for _ in range(2))
+        eventually(lambda: status(queue, first) == JobStatus.SCHEDULED, what="another try")
+        # The worker waits for the ledger before it takes the next: it could only be put back.
+        assert status(queue, second) == JobStatus.QUEUED
+        tried = queue.fetch_job(first)
+        assert tried is not None
+        assert (tried.number_of_retries, tried.retries_left) == (1, RETRIES.max)
+        start_again(folder)
+        assert_gone(queue, first)
+        assert_gone(queue, second)
+        assert counted(engine) == [(CAPTURED.dedupe_key, 3, 0)]
+        crash(engine)
+        third = put(queue, sealed(came()))
+        eventually(lambda: status(queue, third) == JobStatus.SCHEDULED, what="another try")
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
+
+
+@on_sqlite
+def test_a_worker_outlives_a_valkey_that_is_killed(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    with running_valkey() as server, ExitStack() as stack:
+        client = server.client()
+        stack.callback(client.close)
+        queue = queue_of(client)
+        started = Workers(server.url, database_url, tmp_path)
+        stack.callback(started.kill_all)
+        worker = started.start()
+        assert_gone(queue, put(queue, sealed(came())))
+        server.kill()
+        server.start()
+        assert_gone(queue, put(queue, sealed(came())))
+        assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
+        eventually(lambda: queue_state(client)["workers"] == 1)
+        server.kill()
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
+
+
+@on_sqlite
+def test_sigterm_finishes_the_batch_in_hand(workers: Workers, queue: Queue, engine: Engine, database_url: str) -> None:
+    worker = workers.start()
+    with held_up(database_url):
+        job_id = put(queue, sealed(came()))
+        left = put(queue, sealed(came()))
+        eventually(lambda: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")
+        worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+    assert queue.get_job_ids() == [left]
+    assert queue_state(queue.connection)["workers"] == 0
+
+
+# -- the same worker in this process
+
+
+@pytest.fixture
+def burst(redis: Redis, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Callable[[], runner.BatchWorker]:
+    """Works until the queue is empty."""
+    monkeypatch.setattr(jobs, "context", jobs.Context(material.pipeline(ledger), SEALS["expectation"]))
+
+    def run() -> runner.BatchWorker:
+        worker = runner.BatchWorker(redis, ledger)
+        worker.work(burst=True, logging_level="CRITICAL")
+        return worker
+
+    return run
+
+
+Burst = Callable[[], runner.BatchWorker]
+
+
+@on_sqlite
+def test_a_broken_seal_is_set_aside_for_ever(queue: Queue, redis: Redis, engine: Engine, burst: Burst) -> None:
+    broken = put(queue, Seal(secrets("other"), "batch").seal(SEALS["batch"].open(sealed(came()))))
+    good = put(queue, sealed(came()))
+    burst()
+    burst()
+    job = queue.fetch_job(broken)
+    assert job is not None
+    assert (job.get_status(), job.retries_left, job.number_of_retries) == (JobStatus.FAILED, 0, None)
+    assert queue.failed_job_registry.get_job_ids() == [broken]
+    assert redis.zscore(queue.failed_job_registry.key, broken) == KEEP_FAILED == -1
+    assert redis.ttl(job.key) == -1
+    result = job.latest_result()
+    assert result is not None
+    assert "BatchError: The message was not sealed by this installation." in (result.exc_string or "")
+    assert redis.ttl(f"rq:results:{broken}") == -1
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+    eventually(lambda: queue.fetch_job(good) is None)
+
+
+@on_sqlite
+@pytest.mark.parametrize("message", [b"", b"x", SEALS["expectation"].seal(b"\xc1"), sealed(came())])
+def test_an_expectation_that_is_none_is_set_aside(queue: Queue, burst: Burst, message: bytes) -> None:
+    job_id = put(queue, message, "workers.jobs.record_expectation")
+    burst()
+    assert status(queue, job_id) == JobStatus.FAILED
+
+
+@on_sqlite
+def test_a_newer_envelope_waits(queue: Queue, redis: Redis, engine: Engine, burst: Burst) -> None:
+    newer = SEALS["batch"].seal(msgspec.msgpack.encode((ENVELOPE_VERSION + 1, "?")))
+    job_id = put(queue, newer)
+    burst()
+    assert status(queue, job_id) == JobStatus.SCHEDULED
+    due = redis.zscore(queue.scheduled_job_registry.key, job_id)
+    assert isinstance(due, float)
+    assert 55 < due - time.time() <= 60
+    assert rows(engine, notifications) == []
+
+
+@on_sqlite
+def test_waits_longer_each_time_that_the_ledger_is_away(
+    queue: Queue, redis: Redis, ledger: Ledger, burst: Burst, database_url: str
+) -> None:
+    ledger.engine.dispose()
+    Path(make_url(database_url).database or "").unlink()
+    job_id = put(queue, sealed(came()))
+    for pause in (1, 2, 4, 8, 15, 30, 30, 30):
+        burst()
+        due = redis.zscore(queue.scheduled_job_registry.key, job_id)
+        assert isinstance(due, float)
+        assert abs(due - current_timestamp() - pause) <= 1
+        redis.zadd(queue.scheduled_job_registry.key, {job_id: 1})
+        redis.delete(runner.MAINTENANCE_LOCK)
+    database.migrate(database_url)
+    burst()
+    assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_a_fault_of_ours_is_tried_again_by_rq(queue: Queue, engine: Engine, burst: Burst) -> None:
+    """Nothing of a notification can be stored, not even that it failed: the others are, and the batch stays."""
+    job_id = put(queue, sealed(msgspec.structs.replace(came(), dedupe_key="x", received_at=2**62), came()))
+    burst()
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    assert (job.get_status(), job.retries_left) == (JobStatus.SCHEDULED, RETRIES.max - 1)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_batch_that_takes_too_long_is_interrupted_and_tried_again(
+    queue: Queue, engine: Engine, burst: Burst, database_url: str, logged: list[MutableMapping[str, Any]]
+) -> None:
+    """In the middle of a statement: neither a fault of a notification, nor a ledger that is away."""
+    message = sealed(came(), came())
+    data = Queue.prepare_data(RECORD_BATCH, (message,), timeout=1, result_ttl=RESULT_TTL, retry=RETRIES, job_id="slow")
+    queue.enqueue_many([data])
+    with held_up(database_url):
+        burst()
+    assert status(queue, "slow") == JobStatus.SCHEDULED
+    assert jobs.context is not None
+    assert not jobs.context.ledger_away
+    assert logged == []
+    assert rows(engine, notifications) == []
+    queue.connection.zadd(queue.scheduled_job_registry.key, {"slow": 1})
+    queue.connection.delete(runner.MAINTENANCE_LOCK)
+    burst()
+    assert_gone(queue, "slow")
+    assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
+
+
+@on_sqlite
+def test_a_batch_lost_too_often_is_set_aside(queue: Queue, redis: Redis, burst: Burst) -> None:
+    job_id = put(queue, sealed(came()))
+    popped(queue, job_id)
+    redis.hset(f"rq:job:{job_id}", "retries_left", 0)
+    redis.zadd(queue.started_job_registry.key, {f"{job_id}:dead": 1})
+    burst()
+    assert status(queue, job_id) == JobStatus.FAILED
+    assert queue.failed_job_registry.get_job_ids() == [job_id]
+    assert redis.zcard(queue.started_job_registry.key) == 0
+
+
+@on_sqlite
+def test_nothing_is_put_back_that_is_over_or_gone(queue: Queue, redis: Redis, burst: Burst) -> None:
+    job_id = put(queue, b"broken")
+    burst()
+    redis.zadd(queue.started_job_registry.key, {f"{job_id}:dead": 1, "gone:dead": 1})
+    redis.rpush(queue.intermediate_queue.key, "gone")
+    redis.set(queue.intermediate_queue.get_first_seen_key("gone"), 1.0)
+    redis.zadd(queue.scheduled_job_registry.key, {"gone": 1})
+    redis.delete(runner.MAINTENANCE_LOCK)
+    burst()
+    assert status(queue, job_id) == JobStatus.FAILED
+    for key in (queue.started_job_registry.key, queue.scheduled_job_registry.key, queue.intermediate_queue.key):
+        assert not redis.exists(key)
+
+
+@on_sqlite
+def test_a_job_that_cannot_be_read_stops_nobody(queue: Queue, redis: Redis, engine: Engine, burst: Burst) -> None:
+    unreadable = [put(queue, sealed(came())) for _ in range(3)]
+    for job_id in unreadable:
+        redis.hset(f"rq:job:{job_id}", "status", "of another version")
+    redis.delete(queue.key)
+    redis.rpush(queue.key, unreadable[0])
+    redis.zadd(queue.started_job_registry.key, {f"{unreadable[1]}:dead": 1})
+    redis.zadd(queue.scheduled_job_registry.key, {unreadable[2]: 1})
+    burst()
+    redis.set(queue.intermediate_queue.get_first_seen_key(unreadable[0]), 1.0)
+    redis.delete(runner.MAINTENANCE_LOCK)
+    good = put(queue, sealed(came()))
+    burst()
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+    assert sorted(queue.failed_job_registry.get_job_ids()) == unreadable
+    eventually(lambda: queue.fetch_job(good) is None)
+    for key in (queue.started_job_registry.key, queue.scheduled_job_registry.key, queue.intermediate_queue.key):
+        assert not redis.exists(key)
+
+
+@on_sqlite
+def test_an_expectation_gives_its_held_notification_free(
+    queue: Queue, redis: Redis, engine: Engine, burst: Burst
+) -> None:
+    held = delivered(CASUAL, verified=False)
+    redis.zadd(expected.held_key("debitsuccess", "gym"), {held.id: time.time(), "other": time.time()})
+    put(queue, sealed(held))
+    burst()
+    assert redis.zcard(expected.held_key("debitsuccess", "gym")) == 2
+    expected.register(redis, SEALS["expectation"], EXPECTED_CASUAL)
+    burst()
+    assert (only_payment(engine).amount, only_payment(engine).reference) == (1250, "MEMBER-1001")
+    assert redis.zrange(expected.held_key("debitsuccess", "gym"), 0, -1) == [b"other"]
+
+
+@on_sqlite
+def test_runs_nothing_but_its_own_two_functions(
+    queue: Queue, redis: Redis, burst: Burst, tmp_path: Path, engine: Engine
+) -> None:
+    """Whoever may write into Redis could otherwise run anything."""
+    mark = tmp_path / "mark"
+    data = Queue.prepare_data("os.mkdir", (str(mark),), timeout=JOB_TIMEOUT, job_id="foreign")
+    queue.enqueue_many([data])
+    job_id = put(queue, sealed(came()))
+    for ending in ("success", "failure", "stopped"):
+        redis.hset(f"rq:job:{job_id}", f"{ending}_callback_name", "os.mkdir")
+    redis.hset(f"rq:job:{job_id}", "webhooks", '[{"url": "http://127.0.0.1:1/", "job_status": "finished"}]')
+    job = queue.fetch_job(job_id)
+    assert job is not None
+    assert (job.success_callback, job.failure_callback, job.stopped_callback, job.webhooks) == (None, None, None, [])
+    burst()
+    assert not mark.exists()
+    assert status(queue, "foreign") == JobStatus.FAILED
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+
+
+# -- being seen
+
+
+@on_sqlite
+def test_a_worker_is_counted_while_it_works_and_when_its_key_was_lost(redis: Redis, ledger: Ledger) -> None:
+    worker = runner.BatchWorker(redis, ledger)
+    worker.register_birth()  # type: ignore[no-untyped-call]
+    with redis.pipeline() as pipeline:
+        # As before each job, whose own sign of life lasts seconds.
+        worker.heartbeat(runner.HEARTBEAT, pipeline=pipeline)
+        pipeline.execute()
+    assert isinstance(remaining := redis.ttl(worker.key), int)
+    assert remaining > JOB_TIMEOUT
+    redis.delete(worker.key, "rq:workers", f"rq:workers:{QUEUE}")
+    assert queue_state(redis)["workers"] == 0
+    worker.run_maintenance_tasks()
+    assert queue_state(redis)["workers"] == 1
+    assert redis.hget(worker.key, "pid") == str(os.getpid()).encode()
+    assert isinstance(remaining := redis.ttl(worker.key), int)
+    assert remaining > JOB_TIMEOUT
+    worker.register_death()  # type: ignore[no-untyped-call]
+    assert queue_state(redis)["workers"] == 0
+
+
+@on_sqlite
+def test_the_maintenance_lock_ends_by_itself(redis: Redis, ledger: Ledger) -> None:
+    worker = runner.BatchWorker(redis, ledger)
+    worker.register_birth()  # type: ignore[no-untyped-call]
+    worker.run_maintenance_tasks()
+    assert isinstance(remaining := redis.pttl(runner.MAINTENANCE_LOCK), int)
+    assert 0 < remaining <= runner.MAINTENANCE_EVERY * 1000
+
+
+@on_sqlite
+def test_listens_to_no_remote_command(redis: Redis, burst: Burst) -> None:
+    worker = burst()
+    assert worker.pubsub is None
+    assert redis.pubsub_channels() == []
+    assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+
+
+def test_the_names_in_the_queue_are_those_of_the_functions() -> None:
+    assert {
+        f"{function.__module__}.{function.__name__}": function
+        for function in (jobs.record_batch, jobs.record_expectation)
+    } == runner._FUNCTIONS

@@ -1,0 +1,83 @@
+"""What RQ calls, by name. A job either succeeds, asks for another try, or is set aside for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from rq import Retry, get_current_job
+from rq.job import Job
+
+from receiver import expected, logs, metrics
+from receiver.errors import BatchError, LedgerAway, NewerEnvelope, SealBroken
+from receiver.notification import Expectation
+from receiver.signing import Seal
+from workers.ledger.ledger import Recorded
+from workers.pipeline import Pipeline
+
+log = logs.get("workers.jobs")
+
+_FOR_EVER = 1_000_000
+_BACK_OFF = (1, 2, 4, 8, 15, 30)
+"""Seconds between tries while the ledger is away; the last one repeats."""
+_NEWER_WAITS = 60
+
+
+class Context:
+    """What the jobs of this process work with; the runner sets it once."""
+
+    def __init__(self, pipeline: Pipeline, expectation_seal: Seal) -> None:
+        self.pipeline = pipeline
+        self.expectation_seal = expectation_seal
+        self.ledger_away = False
+        """Set by a job that found the ledger away, so that the runner waits for it before it takes the next."""
+
+
+context: Context | None = None
+
+
+def record_batch(sealed: bytes) -> Retry | None:
+    return _run(lambda here: here.pipeline.process(sealed))
+
+
+def record_expectation(sealed: bytes) -> Retry | None:
+    def record(here: Context) -> Recorded:
+        message = here.expectation_seal.open(sealed)
+        try:
+            expectation = msgspec.msgpack.decode(message, type=Expectation)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Sealed, yet nothing that we wrote.
+            raise SealBroken("The sealed message is not an expectation.") from error
+        return here.pipeline.expect(expectation)
+
+    return _run(record)
+
+
+def _run(work: Callable[[Context], Recorded]) -> Retry | None:
+    assert context is not None, "the runner sets the context before it takes a job"
+    job = get_current_job()
+    assert job is not None, "jobs run in a worker only"
+    try:
+        recorded = work(context)
+    except LedgerAway as away:
+        context.ledger_away = True
+        tries = job.number_of_retries or 0
+        log.warning("ledger_away", error=str(away), tries=tries)
+        return Retry(max=_FOR_EVER, interval=_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])
+    except NewerEnvelope as newer:
+        log.warning("envelope_newer", detail=str(newer))
+        metrics.SET_ASIDE.labels("newer_envelope").inc()
+        return Retry(max=_FOR_EVER, interval=_NEWER_WAITS)
+    except SealBroken as broken:
+        raise _set_aside(job) from broken
+    for provider, facility, notification_id in recorded.released:
+        expected.forget_held(job.connection, provider, facility, [notification_id])
+    return None
+
+
+def _set_aside(job: Job) -> BatchError:
+    """No further try can mend it: straight to the failed registry, which keeps it for ever."""
+    job.retries_left = 0
+    log.error("seal_broken", job=job.id)
+    metrics.SET_ASIDE.labels("seal_broken").inc()
+    return BatchError("The message was not sealed by this installation.")

@@ -1,0 +1,260 @@
+"""The RQ worker: takes batches until it is told to stop, and gives back what a killed worker left behind.
+
+RQ's own intervals are minutes and its maintenance lock 15 of them; a payment that waits so long is a customer who is
+told that they did not pay. All of it is set to seconds here, through RQ's public hooks.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
+from rq.job import Job, JobStatus
+from rq.job_lifecycle import record_job_failure
+from rq.timeouts import UnixSignalDeathPenalty
+from rq.utils import current_timestamp, now
+from rq.worker_registration import clean_worker_registry, register
+
+from receiver import logs
+from receiver.connection import QUEUE, Serializer, connect
+from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION
+from receiver.settings import Settings
+from receiver.signing import Seal
+from workers import jobs
+from workers.ledger.database import open_engine, url
+from workers.ledger.ledger import Ledger
+from workers.pipeline import Pipeline
+
+log = logs.get("workers.runner")
+
+HEARTBEAT = 6
+"""Seconds after which a worker that gave no sign has lost its batch. Two workers on one batch do no harm: the ledger
+counts each delivery once."""
+MAINTENANCE_EVERY = 2
+MAINTENANCE_LOCK = "postback:maintenance"
+STUCK_AFTER = 5
+"""Seconds after which a job between queue and worker is put back: its worker died in that moment."""
+WAIT_FOR_REDIS = 1.0
+
+_FUNCTIONS = {RECORD_BATCH: jobs.record_batch, RECORD_EXPECTATION: jobs.record_expectation}
+# What RQ would import and run, or send somewhere, when a job ends.
+_ENDINGS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name", b"webhooks")
+_OVER = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED})
+
+
+class BatchTooSlow(BaseException):
+    """The time of a job is over. It interrupts whatever runs, so it is no `Exception`: nothing may take it for a fault
+    of a notification, and SQLAlchemy drops a connection that it interrupts."""
+
+
+class Alarm(UnixSignalDeathPenalty):
+    def handle_death_penalty(self, signum: int, frame: Any) -> None:
+        raise BatchTooSlow(f"The job took longer than {self._timeout} s.")
+
+
+class BatchJob(Job):
+    """A job that can do nothing but what `workers.jobs` offers. RQ imports and calls whatever a job names, so whoever
+    may write into Redis could run anything in the process that writes the ledger; the seal protects its argument only.
+    """
+
+    @property
+    def func(self) -> Any:
+        return _FUNCTIONS.get(self.func_name or "")
+
+    def restore(self, raw_data: Any) -> Any:
+        return super().restore({name: value for name, value in raw_data.items() if name not in _ENDINGS})
+
+
+class BatchWorker(SimpleWorker):
+    """A worker without forks: a fork per job costs more than the job."""
+
+    job_class = BatchJob
+    death_penalty_class = Alarm
+    log_result_lifespan = False
+    exponential_backoff_factor = 1.0
+    # The blocking dequeue lasts worker_ttl - 15 s, and nothing else happens in it.
+    worker_ttl = 16
+
+    def __init__(self, redis: Redis, ledger: Ledger) -> None:
+        serializer: Any = Serializer
+        super().__init__(
+            [QUEUE],
+            connection=redis,
+            serializer=serializer,
+            worker_ttl=self.worker_ttl,
+            maintenance_interval=MAINTENANCE_EVERY,
+            default_result_ttl=1,
+            log_job_description=False,
+        )
+        self._ledger = ledger
+
+    def stop(self) -> None:
+        """Asks to stop when the batch in hand is done; may be called by a signal."""
+        self._stop_requested = True
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """RQ asks before each wait for a batch, when there is none in hand: the moment to stop."""
+        self._stop_if_asked()
+        return bool(super().should_run_maintenance_tasks)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """RQ would let the worker itself expire with the job's heartbeat, and be counted as dead in a longer job."""
+        try:
+            super().heartbeat(None, pipeline)
+        except (RedisError, OSError):
+            self._stop_if_asked()
+            raise
+
+    def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
+        return HEARTBEAT
+
+    def procline(self, message: str) -> None:
+        """RQ renames the process for each job; `ps` shows the command that was started, which says more."""
+
+    def subscribe(self) -> None:
+        """No remote commands: they would be a thread and a connection more, that outlive a lost Redis."""
+
+    def _install_signal_handlers(self) -> None:
+        """The runner's own handlers stay: RQ's raise out of whatever a signal interrupts."""
+
+    def run_maintenance_tasks(self) -> None:
+        """One worker at a time; the lock ends by itself, as its holder may be killed."""
+        self._register_again()
+        if self.connection.set(MAINTENANCE_LOCK, self.name, nx=True, ex=MAINTENANCE_EVERY):
+            queue = self.queues[0]
+            _put_back_abandoned(queue)
+            _put_back_stuck(queue)
+            _enqueue_due(queue)
+            queue.finished_job_registry.cleanup()
+            clean_worker_registry(queue)
+        self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """While the ledger is away no further batch is taken: it could only be put back."""
+        while jobs.context is not None and jobs.context.ledger_away:
+            if self._ledger.answers():
+                jobs.context.ledger_away = False
+                log.info("ledger_back")
+                break
+            self._stop_if_asked()
+            self.heartbeat()
+            time.sleep(1)
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+
+    def _register_again(self) -> None:
+        """A worker whose key expired while Redis was away would work on without being counted."""
+        pipeline = self.connection.pipeline()
+        pipeline.hset(self.key, mapping=self.serialize())
+        register(self, pipeline)
+        self.heartbeat(pipeline=pipeline)
+        pipeline.execute()
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_requested:
+            raise StopRequested
+
+
+def _fetch(queue: Queue, job_id: str) -> Job | None:
+    """None also for a job that cannot be read: it waits for a person, as it would stop each worker that looks at it."""
+    try:
+        return queue.fetch_job(job_id)
+    except (RedisError, OSError):
+        raise
+    except Exception:
+        log.exception("job_unreadable", job=job_id)
+        queue.connection.zadd(queue.failed_job_registry.key, {job_id: KEEP_FAILED})
+        return None
+
+
+def _put_back_abandoned(queue: Queue) -> None:
+    """Jobs whose worker gave no sign any more. RQ's own cleanup drops a job whose worker died between two of its steps,
+    when the job says that it is queued or scheduled and is neither."""
+    registry = queue.started_job_registry
+    entries: Any = queue.connection.zrangebyscore(registry.key, 0, current_timestamp())
+    for entry in entries:
+        job_id = registry.parse_job_id(entry)
+        job = _fetch(queue, job_id)
+        pipeline = queue.connection.pipeline()
+        if job is not None and job.get_status(refresh=False) not in _OVER:
+            if job.retries_left:
+                job.retries_left -= 1
+                queue._enqueue_job(job, pipeline=pipeline, at_front=True)
+            else:
+                record_job_failure(job, "Its worker was lost too often.", pipeline)
+            log.warning("batch_put_back", job=job_id, left=job.retries_left)
+        pipeline.zrem(registry.key, entry)
+        pipeline.lrem(queue.intermediate_queue.key, 1, job_id)
+        pipeline.execute()
+
+
+def _put_back_stuck(queue: Queue) -> None:
+    """Jobs that were taken from the queue by a worker that died before it registered them."""
+    between = queue.intermediate_queue
+    for job_id in between.get_job_ids():
+        seen = between.get_first_seen(job_id)
+        if seen is None:
+            between.set_first_seen(job_id)
+        elif (now() - seen).total_seconds() > STUCK_AFTER:
+            job = _fetch(queue, job_id)
+            pipeline = queue.connection.pipeline()
+            pipeline.lrem(between.key, 1, job_id)
+            pipeline.delete(between.get_first_seen_key(job_id))
+            if job is not None and job_id not in queue.started_job_registry:
+                queue._enqueue_job(job, pipeline=pipeline, at_front=True)
+                log.warning("batch_put_back", job=job_id)
+            pipeline.execute()
+
+
+def _enqueue_due(queue: Queue) -> None:
+    """Batches whose waiting time is over. RQ's scheduler would be a child process that survives a killed worker."""
+    registry = queue.scheduled_job_registry
+    for job_id in registry.get_jobs_to_schedule():
+        job = _fetch(queue, job_id)
+        pipeline = queue.connection.pipeline()
+        registry.remove(job_id, pipeline=pipeline)
+        if job is not None:
+            queue._enqueue_job(job, pipeline=pipeline, at_front=True)
+        pipeline.execute()
+
+
+def work(settings: Settings) -> None:
+    """Works until SIGTERM or SIGINT; the batch in hand is finished first."""
+    ledger = Ledger(open_engine(url(settings)))
+    seal = Seal(settings.security.seal_keys, "batch")
+    jobs.context = jobs.Context(
+        Pipeline(settings.endpoints, ledger, seal), Seal(settings.security.seal_keys, "expectation")
+    )
+    stopping = False
+    worker: BatchWorker | None = None
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopping
+        stopping = True
+        if worker is not None:
+            worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while not stopping:
+        redis = connect(settings, deadline=15)
+        try:
+            worker = BatchWorker(redis, ledger)
+            if stopping:
+                break
+            log.info("worker_started", worker=worker.name)
+            worker.work(logging_level="WARNING")
+        except (RedisError, OSError) as error:
+            log.warning("redis_away", error=type(error).__name__)
+        finally:
+            redis.close()
+        if not stopping:
+            # RQ leaves its loop for a signal, and also for errors that it does not expect.
+            time.sleep(WAIT_FOR_REDIS)
+    log.info("worker_stopped")
+    ledger.engine.dispose()
