@@ -1,0 +1,60 @@
+"""The `postback` command: the groups, and how every fault of it ends in one sentence and an exit code.
+
+0 done, 1 finished with findings or something does not answer, 2 wrong use or wrong configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from receiver.errors import ConfigurationError
+from workers.cli import expect, notifications, operate, payments, processes, refusals, simulate
+
+app = typer.Typer(
+    name="postback",
+    help="Receives payment notifications, proves who sent them, and makes one true record per payment.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+processes.register(app)
+operate.register(app)
+app.add_typer(notifications.app, name="notifications")
+app.add_typer(payments.app, name="payments")
+app.add_typer(refusals.app, name="refusals")
+app.add_typer(expect.app, name="expect")
+simulate.register(app)
+
+
+def main() -> None:
+    try:
+        app()
+    except ConfigurationError as error:
+        sys.exit(_say(error, 2))
+    except BrokenPipeError:
+        # Somebody closed the pipe (`postback ... | head`): no fault, and nothing left to say.
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        from redis.exceptions import RedisError
+
+        from receiver.errors import LedgerAway, PostbackError
+
+        if isinstance(error, LedgerAway):
+            sys.exit(_say(f"The ledger does not answer: {error}", 1))
+        if isinstance(error, RedisError):
+            sys.exit(_say(f"Redis does not answer: {error}", 1))
+        if isinstance(error, PostbackError):
+            sys.exit(_say(error.detail, 1))
+        raise
+
+
+def _say(sentence: object, code: int) -> int:
+    print(f"postback: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`postback notifications`: what came, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.cli import options, output
+
+app = typer.Typer(help="What came, and what became of it.", no_args_is_help=True)
+
+_COLUMNS = ("received_at", "provider", "facility", "event_type", "state", "reason", "deliveries", "conflicts", "id")
+_SHOWN = 50
+
+
+@app.command("list")
+def list_(
+    state: Annotated[str | None, typer.Option(help="processed, failed, quarantined or held.")] = None,
+    provider: options.Provider = None,
+    facility: options.Facility = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    search: options.Search = None,
+    limit: options.Limit = None,
+    as_json: options.AsJson = False,
+    config: options.Config = None,
+) -> None:
+    """List notifications, newest first."""
+    from workers.cli.ledger import opened
+    from workers.ledger import queries
+
+    wanted = queries.Filter(
+        state=options.one_of(state, queries.NOTIFICATION_STATES, "--state"),
+        provider=options.provider_name(provider),
+        facility=facility,
+        since=options.moment(since, "--since"),
+        until=options.moment(until, "--until"),
+        search=search,
+        limit=limit or (None if as_json else _SHOWN),
+    )
+    with opened(config) as connection:
+        found = queries.list_notifications(connection, wanted)
+        if as_json:
+            output.json_lines(found)
+        else:
+            output.table(found, _COLUMNS, empty="No notifications.")
+
+
+@app.command()
+def show(notification_id: str, as_json: options.AsJson = False, config: options.Config = None) -> None:
+    """Show one notification: its raw body, what was made of it, every delivery."""
+    from workers.cli.ledger import opened
+    from workers.ledger import queries
+
+    with opened(config) as connection:
+        found = queries.show_notification(connection, notification_id)
+    if found is None:
+        raise typer.BadParameter("there is no notification with this id.")
+    if as_json:
+        output.json_lines([found])
+    else:
+        output.details(found)

@@ -1,0 +1,159 @@
+"""`postback init`, `doctor`, `migrate` and `health`: setting up, and asking whether all is well."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from workers.cli import options, output
+
+if TYPE_CHECKING:
+    from receiver.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(doctor)
+    app.command()(migrate)
+    app.command()(health)
+
+
+def init(config: options.Config = None) -> None:
+    """Write a starter postback.toml with generated secrets."""
+    from receiver import settings as configuration
+    from workers.cli import starter
+
+    path = config or Path("postback.toml")
+    starter.write(path)
+    configuration.load(path)
+    print(f"Wrote {path} and {path.parent / 'secrets'}{'/'}. `postback up --demo` tries it.")
+
+
+class Finding(NamedTuple):
+    check: str
+    verdict: str
+    """``ok``, ``note`` or ``fault``."""
+    detail: str
+
+
+def doctor(config: options.Config = None, as_json: options.AsJson = False) -> None:
+    """Check configuration, secrets, Redis durability, database and migrations; exit 1 on a fault."""
+    from receiver.errors import ConfigurationError
+
+    try:
+        settings = options.settings(config)
+    except ConfigurationError as error:
+        findings = [Finding("configuration", "fault", str(error))]
+    else:
+        findings = [Finding("configuration", "ok", f"{len(settings.endpoint)} endpoints"), *_examine(settings)]
+    if as_json:
+        output.json_lines(finding._asdict() for finding in findings)
+    else:
+        output.table((finding._asdict() for finding in findings), ("check", "verdict", "detail"), empty="")
+    sys.exit(1 if any(finding.verdict == "fault" for finding in findings) else 0)
+
+
+def migrate(
+    config: options.Config = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing when all went well.")] = False,
+) -> None:
+    """Bring the ledger's schema up to date."""
+    from workers.ledger import database
+
+    settings = options.settings(config)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    url = database.url(settings)
+    database.migrate(url)
+    if not quiet:
+        print(f"The ledger is at revision {database.revisions(url)[0]}.")
+
+
+def health(config: options.Config = None) -> None:
+    """Print one JSON object for monitoring; exit 1 when something is wrong."""
+    from workers.health import examine
+
+    state = examine(options.settings(config))
+    output.json_lines([state])
+    sys.exit(0 if state["status"] == "ok" else 1)
+
+
+def _examine(settings: Settings) -> Iterator[Finding]:
+    yield from _endpoints(settings)
+    yield _queue(settings)
+    yield _ledger(settings)
+    yield _disk(settings)
+
+
+def _endpoints(settings: Settings) -> Iterator[Finding]:
+    from receiver.providers import PROVIDERS
+    from receiver.settings import allowed_networks
+
+    for endpoint in settings.endpoint:
+        networks = allowed_networks(endpoint, PROVIDERS[endpoint.provider])
+        if networks and all(network.is_loopback for network in networks):
+            yield Finding(
+                endpoint.path, "note", "only this machine may send; leave allowed_sources out for the sender's own"
+            )
+        else:
+            yield Finding(endpoint.path, "ok", f"{endpoint.environment}, from {_networks(networks)}")
+    if not settings.endpoint:
+        yield Finding("endpoints", "fault", "endpoint: there is none, so nothing would be accepted")
+    if not settings.security.api_keys:
+        yield Finding("api keys", "note", "security.api_keys: there is none, so nothing can be registered over HTTP")
+
+
+def _networks(networks: tuple[object, ...]) -> str:
+    return ", ".join(str(network) for network in networks) or "any address"
+
+
+def _queue(settings: Settings) -> Finding:
+    from redis.exceptions import RedisError
+
+    from receiver.connection import connect, durability
+
+    embedded = settings.queue.redis_url is None
+    redis = connect(settings)
+    try:
+        fault = durability(redis).fault
+    except (RedisError, OSError) as error:
+        if embedded:
+            return Finding("queue", "note", "embedded Valkey, not running now; `postback up` starts it")
+        return Finding("queue", "fault", f"queue.redis_url: Redis does not answer ({type(error).__name__})")
+    finally:
+        redis.close()
+    if fault is None:
+        return Finding("queue", "ok", "an answer means that it is on the disk")
+    strict = settings.queue.durability == "strict"
+    return Finding("queue", "fault" if strict else "note", f"queue.durability: in this Redis {fault}")
+
+
+def _ledger(settings: Settings) -> Finding:
+    from receiver.errors import ConfigurationError, LedgerAway
+    from workers.ledger.database import revisions, url
+
+    if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
+        return Finding("ledger", "note", "SQLite, not made yet; `postback up` or `postback migrate` makes it")
+    try:
+        current, newest = revisions(url(settings))
+    except (LedgerAway, ConfigurationError) as error:
+        return Finding("ledger", "fault", f"store.database_url: {error}")
+    if current != newest:
+        return Finding("ledger", "fault", f"at revision {current or 'none'}, not {newest}; run `postback migrate`")
+    return Finding("ledger", "ok", f"at revision {current}")
+
+
+def _disk(settings: Settings) -> Finding:
+    import os
+    import shutil
+
+    folder = settings.data_dir if settings.data_dir.exists() else settings.data_dir.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("data_dir", "fault", f"data_dir: {folder} cannot be written")
+    free = shutil.disk_usage(folder).free
+    if free < settings.receive.max_spool:
+        return Finding("data_dir", "fault", f"data_dir: {free >> 20} MiB free, less than receive.max_spool")
+    return Finding("data_dir", "ok", f"{free >> 20} MiB free")

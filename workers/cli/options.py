@@ -1,0 +1,53 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from receiver.settings import Settings
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file (else POSTBACK_CONFIG, else ./postback.toml).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON Lines: one object a line.")]
+Provider = Annotated[str | None, typer.Option(help="Only this provider.")]
+Facility = Annotated[str | None, typer.Option(help="Only this facility.")]
+Since = Annotated[str | None, typer.Option(help="From this time on: 2026-11-22 or 2026-11-22T10:00:00Z (UTC).")]
+Until = Annotated[str | None, typer.Option(help="Before this time.")]
+Search = Annotated[str | None, typer.Option(help="Part of an id, a receipt or a reference.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, newest first.")]
+
+
+def settings(config: Path | None) -> Settings:
+    """Raises `ConfigurationError`."""
+    from receiver import settings as configuration
+
+    return configuration.load(configuration.find(config))
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    """An aware UTC time; a text without a zone is UTC. Wrong use for anything else."""
+    if text is None:
+        return None
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{option} must be a time such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def one_of(value: str | None, allowed: list[str], option: str) -> str | None:
+    if value is not None and value not in allowed:
+        raise typer.BadParameter(f"{option} must be one of {', '.join(allowed)}.")
+    return value
+
+
+def provider_name(value: str | None) -> str | None:
+    from receiver.providers import PROVIDERS
+
+    return one_of(value, list(PROVIDERS), "--provider")

@@ -1,0 +1,66 @@
+"""`postback payments`: one true record per payment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.cli import options, output
+
+app = typer.Typer(help="One true record per payment.", no_args_is_help=True)
+
+COLUMNS = ("updated_at", "provider", "facility", "payment_id", "state", "amount", "currency", "reference", "mismatch")
+_SHOWN = 50
+
+
+@app.command("list")
+def list_(
+    state: Annotated[str | None, typer.Option(help="captured, declined, refunded, ...")] = None,
+    provider: options.Provider = None,
+    facility: options.Facility = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    search: options.Search = None,
+    limit: options.Limit = None,
+    as_json: options.AsJson = False,
+    config: options.Config = None,
+) -> None:
+    """List payments, last changed first."""
+    from workers.cli.ledger import opened
+    from workers.ledger import queries
+
+    wanted = queries.Filter(
+        state=options.one_of(state, queries.PAYMENT_STATES, "--state"),
+        provider=options.provider_name(provider),
+        facility=facility,
+        since=options.moment(since, "--since"),
+        until=options.moment(until, "--until"),
+        search=search,
+        limit=limit or (None if as_json else _SHOWN),
+    )
+    with opened(config) as connection:
+        found = queries.list_payments(connection, wanted)
+        if as_json:
+            output.json_lines(found)
+        else:
+            output.table(found, COLUMNS, empty="No payments.")
+
+
+@app.command()
+def show(payment_id: str, as_json: options.AsJson = False, config: options.Config = None) -> None:
+    """Show the payments with this id or receipt number, with their notifications."""
+    from workers.cli.ledger import opened
+    from workers.ledger import queries
+
+    with opened(config) as connection:
+        found = queries.show_payment(connection, payment_id)
+    if not found:
+        raise typer.BadParameter("there is no payment with this id or receipt number.")
+    if as_json:
+        output.json_lines(found)
+        return
+    for payment in found:
+        events = payment.pop("notifications")
+        output.details(payment)
+        output.table(events, ("received_at", "event_type", "state", "deliveries", "conflicts", "id"), empty="")

@@ -1,0 +1,294 @@
+"""`postback up`, `serve` and `work`: the processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workers.cli import options
+
+if TYPE_CHECKING:
+    import socket
+    import subprocess
+
+    from receiver.settings import Settings
+    from workers.supervisor import Supervisor
+
+READY_WITHIN = 60.0
+"""Seconds that `up` waits for its processes before it gives up."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(serve)
+    app.command()(work)
+
+
+def up(
+    config: options.Config = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Also send sample notifications and show their payments.")
+    ] = False,
+) -> None:
+    """Run everything on this machine: embedded Valkey and SQLite unless configured otherwise."""
+    from receiver import settings as configuration
+    from workers.cli import starter
+
+    path = configuration.find(config)
+    if not path.exists():
+        starter.write(path)
+        print(f"Wrote {path} with generated secrets beside it.")
+    settings = configuration.load(path)
+    sys.exit(_run_all(path.resolve(), settings, demo))
+
+
+def serve(
+    config: options.Config = None,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run the accept processes."""
+    from receiver import settings as configuration
+
+    path = configuration.find(config).resolve()
+    settings = configuration.load(path)
+    if fd is None and settings.receive.processes > 1:
+        sys.exit(_run_accept_processes(path, settings))
+    _share_metrics(settings)
+    from receiver import logs
+
+    logs.configure("serve")
+    _require_durability(settings)
+    _run_server(settings, fd)
+
+
+def work(config: options.Config = None) -> None:
+    """Run a worker."""
+    from receiver import settings as configuration
+
+    settings = configuration.load(configuration.find(config))
+    _share_metrics(settings)
+    from receiver import logs
+
+    logs.configure("work")
+    _require_schema(settings)
+    from workers.runner import work as run
+
+    run(settings)
+
+
+def _run_server(settings: Settings, fd: int | None) -> None:
+    import signal
+    import socket
+
+    import uvicorn
+
+    from receiver.app import build
+
+    listening = socket.socket(fileno=fd) if fd is not None else _listen(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build(settings),
+            http="httptools",
+            loop="uvloop",
+            lifespan="on",
+            ws="none",
+            # It would believe X-Forwarded-For from 127.0.0.1 before our own source check could look.
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=4,
+        )
+    )
+    # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(1)
+
+
+def _run_accept_processes(path: Path, settings: Settings) -> int:
+    from receiver import logs
+    from workers.supervisor import Supervisor
+
+    _share_metrics(settings)
+    logs.configure("supervisor")
+    _require_durability(settings)
+    supervisor = Supervisor()
+    supervisor.listen()
+    listening = _listen(settings)
+    _start_accept_processes(supervisor, path, settings, listening)
+    supervisor.run()
+    supervisor.stop()
+    return 0
+
+
+def _start_accept_processes(supervisor: Supervisor, path: Path, settings: Settings, listening: socket.socket) -> None:
+    """The parent holds the socket, so that a process that is started again refuses nobody meanwhile."""
+    from workers.supervisor import Child, own_command
+
+    for number in range(settings.receive.processes):
+        command = own_command("serve", "--config", str(path), "--fd", str(listening.fileno()))
+        supervisor.start(Child(f"serve-{number}", command, patience=5.0, pass_fds=(listening.fileno(),)))
+
+
+def _run_all(path: Path, settings: Settings, demo: bool) -> int:
+    _share_metrics(settings)
+    from receiver import logs
+    from receiver.connection import connect
+    from receiver.errors import ConfigurationError
+    from workers import valkey
+    from workers.supervisor import Child, Supervisor, own_command
+
+    logs.configure("up")
+    lock = _only_one(settings)
+    supervisor = Supervisor()
+    supervisor.listen()
+    listening = _listen(settings)
+    try:
+        migrating = _begin_migration(path)
+        if settings.queue.redis_url is None:
+            supervisor.start(Child("valkey", valkey.command(settings.data_dir), patience=3.0))
+        redis = connect(settings)
+        if not supervisor.wait_for(lambda: _answers(redis), READY_WITHIN):
+            if supervisor.stopping:
+                return 0
+            raise ConfigurationError("queue.redis_url: Redis does not answer.")
+        _require_durability(settings)
+        _start_accept_processes(supervisor, path, settings, listening)
+        if migrating.wait() != 0:
+            raise ConfigurationError("store.database_url: the ledger could not be brought up to date.")
+        supervisor.start(Child("work", own_command("work", "--config", str(path)), patience=5.0))
+        address = f"http://{settings.receive.bind}"
+        if not supervisor.wait_for(lambda: _ready(settings), READY_WITHIN):
+            return 0 if supervisor.stopping else 1
+        print(f"Postback is ready on {address} ({len(settings.endpoint)} endpoints). Ctrl-C stops it.", flush=True)
+        if demo:
+            from workers.cli import demonstration
+
+            demonstration.start(settings, path)
+        supervisor.run()
+        return 0
+    finally:
+        listening.close()
+        supervisor.stop()
+        os.close(lock)
+
+
+def _begin_migration(path: Path) -> subprocess.Popen[bytes]:
+    """In a process of its own, beside the start of the queue: it takes as long, and its memory is given back."""
+    import subprocess
+
+    from workers.supervisor import own_command
+
+    return subprocess.Popen(own_command("migrate", "--quiet", "--config", str(path)))
+
+
+def _only_one(settings: Settings) -> int:
+    """A lock on `data_dir` for as long as this process lives. Waits for one that is just being stopped."""
+    import fcntl
+    import time
+
+    from receiver.errors import ConfigurationError
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = os.open(settings.data_dir / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"data_dir: another `postback up` uses {settings.data_dir}.") from None
+            time.sleep(0.1)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    import socket
+
+    from receiver.errors import ConfigurationError
+    from receiver.settings import host_and_port
+
+    host, port = host_and_port(settings.receive.bind, "receive.bind")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        raise ConfigurationError(f"receive.bind: cannot listen on {settings.receive.bind}: {error.strerror}.") from None
+    listening.set_inheritable(True)
+    return listening
+
+
+def _share_metrics(settings: Settings) -> None:
+    """All processes of this machine show one set of figures. Must run before `receiver.metrics` is imported."""
+    folder = settings.data_dir / "metrics"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def _require_durability(settings: Settings) -> None:
+    """Refuses to start on a Redis that answers before it has fsynced. One that is away is no fault."""
+    import structlog
+    from redis.exceptions import RedisError
+
+    from receiver.connection import connect, durability
+    from receiver.errors import ConfigurationError
+
+    redis = connect(settings)
+    try:
+        fault = durability(redis).fault
+    except (RedisError, OSError):
+        return
+    finally:
+        redis.close()
+    if fault and settings.queue.durability == "strict":
+        raise ConfigurationError(f"queue.durability: is strict, but in this Redis {fault}.")
+    if fault:
+        structlog.get_logger("workers.cli").warning("redis_not_durable", fault=fault)
+
+
+def _require_schema(settings: Settings) -> None:
+    from receiver.errors import ConfigurationError, LedgerAway
+    from workers.ledger.database import revisions, url
+
+    try:
+        current, newest = revisions(url(settings))
+    except LedgerAway:
+        return
+    if current != newest:
+        raise ConfigurationError("store.database_url: the ledger is not up to date; run `postback migrate`.")
+
+
+def _answers(redis: Any) -> bool:
+    from redis.exceptions import RedisError
+
+    try:
+        return bool(redis.ping())
+    except (RedisError, OSError):
+        return False
+
+
+def _ready(settings: Settings) -> bool:
+    import http.client
+
+    from receiver.settings import host_and_port
+
+    host, port = host_and_port(settings.receive.bind, "receive.bind")
+    connection = http.client.HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, timeout=2)  # noqa: S104
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

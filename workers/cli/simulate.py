@@ -1,0 +1,100 @@
+"""`postback simulate`: a sender that signs as the real one and sends again by its documented rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workers.cli import options
+
+if TYPE_CHECKING:
+    from receiver.providers.base import Endpoint
+    from receiver.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(simulate)
+
+
+def simulate(
+    provider: Annotated[str, typer.Argument(help="quickstream, checkout, debitsuccess or paymentz.")],
+    facility: Annotated[str | None, typer.Option(help="Which endpoint; needed when there are several.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Payments to send.")] = 10,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Payments per second; as fast as possible without.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="form or xml (QuickStream).")] = None,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Also duplicates, another order and truncated bodies.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same payments.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Divides the sender's retry delays.")] = 1.0,
+    url: Annotated[str | None, typer.Option(help="The receiver; receive.bind without.")] = None,
+    config: options.Config = None,
+) -> None:
+    """Send invented payments as the provider would."""
+    import asyncio
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from workers.simulator import SENDERS
+    from workers.simulator.run import NotRegistered, Summary, run
+
+    settings = options.settings(config)
+    options.provider_name(provider)
+    options.one_of(format, ["form", "xml"], "--format")
+    if format is not None and provider != "quickstream":
+        raise typer.BadParameter("--format is for quickstream only.")
+    endpoint = endpoint_of(settings, provider, facility)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{provider}/{endpoint.facility}", total=count)
+
+        def report(summary: Summary) -> None:
+            progress.update(task, completed=summary.payments)
+
+        try:
+            summary = asyncio.run(
+                run(
+                    SENDERS[provider],
+                    endpoint,
+                    base_url=url or base_url(settings),
+                    count=count,
+                    rate=rate,
+                    format=format,
+                    chaos=chaos,
+                    api_key=settings.security.api_keys[-1] if settings.security.api_keys else None,
+                    speed=speed,
+                    seed=seed,
+                    report=report,
+                )
+            )
+        except NotRegistered as error:
+            print(f"postback: {error}", file=sys.stderr)
+            sys.exit(1)
+    statuses = ", ".join(f"{status or 'no answer'}: {number}" for status, number in sorted(summary.by_status.items()))
+    print(
+        f"{summary.payments} payments, {summary.sent} requests in {summary.seconds:.1f} s ({statuses}); "
+        f"{summary.acknowledged} acknowledged, {summary.duplicates_sent} sent twice, "
+        f"{summary.refused_as_meant} refused as meant, {summary.gave_up} given up."
+    )
+    sys.exit(1 if summary.gave_up else 0)
+
+
+def endpoint_of(settings: Settings, provider: str, facility: str | None) -> Endpoint:
+    """The endpoint to send to: the named one, or the provider's first."""
+    found = [e for e in settings.endpoint if e.provider == provider and facility in (None, e.facility)]
+    if not found:
+        raise typer.BadParameter("there is no such endpoint in the configuration.")
+    endpoint: Endpoint = found[0]
+    return endpoint
+
+
+def base_url(settings: Settings) -> str:
+    from receiver.settings import host_and_port
+
+    host, port = host_and_port(settings.receive.bind, "receive.bind")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

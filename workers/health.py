@@ -1,0 +1,102 @@
+"""One answer for monitoring: does everything behind the queue do its work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import RedisError
+from sqlalchemy import func, select
+
+from receiver.connection import connect
+from receiver.errors import ConfigurationError, LedgerAway
+from receiver.health import queue_state
+from receiver.notification import now_us
+from receiver.settings import Settings
+from receiver.spool import Spool
+from workers.ledger import queries
+from workers.ledger.database import open_engine, url
+from workers.ledger.tables import notifications
+
+OLDEST_ALLOWED = 60.0
+"""Seconds that a batch may wait before the queue counts as stuck."""
+
+
+def examine(settings: Settings) -> dict[str, Any]:
+    """The health object: `status` is ``ok`` or ``failing``, `problems` says in words what is wrong."""
+    problems: list[str] = []
+    state: dict[str, Any] = {
+        "status": "ok",
+        "redis": _redis(settings, problems),
+        "database": _database(settings, problems),
+        "spool": _spool(settings, problems),
+        "problems": problems,
+    }
+    if problems:
+        state["status"] = "failing"
+    return state
+
+
+def _redis(settings: Settings, problems: list[str]) -> dict[str, Any]:
+    redis = connect(settings)
+    try:
+        queue = queue_state(redis)
+    except (RedisError, OSError) as error:
+        problems.append("Redis does not answer.")
+        return {"status": "away", "error": type(error).__name__}
+    finally:
+        redis.close()
+    if not queue["workers"]:
+        problems.append("No worker is alive.")
+    if queue["oldest_seconds"] > OLDEST_ALLOWED:
+        problems.append("The oldest batch in the queue is too old.")
+    if queue["set_aside"]:
+        problems.append("Batches were set aside because they could not be opened.")
+    return {"status": "up", **queue}
+
+
+def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
+    if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
+        problems.append("The ledger does not exist yet.")
+        return {"status": "away"}
+    try:
+        engine = open_engine(url(settings))
+        try:
+            with queries.reading(engine) as connection:
+                counts = {name: queries.count(connection, name) for name in ("failed", "quarantined", "held")}
+                silence = _silence(settings, connection)
+        finally:
+            engine.dispose()
+    except (LedgerAway, ConfigurationError) as error:
+        problems.append("The ledger does not answer.")
+        return {"status": "away", "error": str(error)}
+    if counts["failed"]:
+        problems.append("Notifications failed; `postback notifications list --state failed` shows them.")
+    return {"status": "up", **counts, "endpoints": silence}
+
+
+def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:
+    """Seconds since the last notification of each endpoint; null when there was none."""
+    result = []
+    for endpoint in settings.endpoint:
+        newest = connection.scalar(
+            select(func.max(notifications.c.received_at)).where(
+                notifications.c.provider == endpoint.provider, notifications.c.facility == endpoint.facility
+            )
+        )
+        seconds = None if newest is None else round(max(0.0, now_us() / 1_000_000 - newest.timestamp()), 1)
+        result.append({"provider": endpoint.provider, "facility": endpoint.facility, "silent_seconds": seconds})
+    return result
+
+
+def _spool(settings: Settings, problems: list[str]) -> dict[str, Any]:
+    path = settings.data_dir / "spool" / "spool.sqlite3"
+    if not path.exists():
+        return {"batches": 0}
+    spool = Spool(path, settings.receive.max_spool)
+    try:
+        batches = spool.count()
+    finally:
+        spool.close()
+    if batches:
+        problems.append("Batches wait in the spool for Redis.")
+    return {"batches": batches}
