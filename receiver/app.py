@@ -24,6 +24,7 @@ from receiver.signing import Seal, matches
 
 log = logs.get("receiver.app")
 
+HAND_ON_EVERY = 1.0
 MAX_EXPECTATION = 16 << 10
 LOOKUPS = 16
 """Connections for tokens and held notifications: a flood of those waits for one and opens no more."""
@@ -43,7 +44,9 @@ def build(settings: Settings) -> Any:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await inbox.start()
         refusals.start()
+        counting = asyncio.create_task(_hand_on(accept))
         yield
+        counting.cancel()
         await inbox.stop()
         await refusals.stop()
         await lookups.aclose()
@@ -74,6 +77,16 @@ def build(settings: Settings) -> Any:
             await rest(scope, receive, send)
 
     return app
+
+
+async def _hand_on(accept: Accept) -> None:
+    """The figures of requests, once a second."""
+    try:
+        while True:
+            await asyncio.sleep(HAND_ON_EVERY)
+            accept.tally.hand_on()
+    finally:
+        accept.tally.hand_on()
 
 
 async def expect(request: Request) -> Response:

@@ -52,6 +52,7 @@ async def readyz(request: Request) -> Response:
 
 async def metrics_page(request: Request) -> Response:
     await asyncio.to_thread(_measure_queue, request.app.state.redis)
+    request.app.state.accept.tally.hand_on()
     return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

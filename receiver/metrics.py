@@ -7,6 +7,7 @@ module is imported; `workers.cli` does that when it starts a process.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -48,6 +49,38 @@ SET_ASIDE = Counter("postback_batches_set_aside", "Batches that could not be ope
 RECORD_SECONDS = Histogram(
     "postback_record_seconds", "Time of one ledger transaction.", buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 )
+
+
+class Tally:
+    """Counts what every request does in plain integers, and hands the sums on now and then: with several processes a
+    shared figure is a write into a mapped file, and three of them cost a tenth of a request."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Counter, int] = {}
+        self._bounds: list[float] = ANSWER_SECONDS._upper_bounds
+        self._answers = [0] * len(self._bounds)
+        self._seconds = 0.0
+
+    def count(self, counter: Counter) -> None:
+        self._counts[counter] = self._counts.get(counter, 0) + 1
+
+    def answered(self, seconds: float) -> None:
+        self._answers[bisect_left(self._bounds, seconds)] += 1
+        self._seconds += seconds
+
+    def hand_on(self) -> None:
+        """Adds the sums to the shared figures."""
+        counts, self._counts = self._counts, {}
+        for counter, number in counts.items():
+            counter.inc(number)
+        answers, self._answers = self._answers, [0] * len(self._bounds)
+        seconds, self._seconds = self._seconds, 0.0
+        # The library observes one value at a time; these are the two fields that it adds to.
+        for bucket, number in zip(ANSWER_SECONDS._buckets, answers, strict=True):
+            if number:
+                bucket.inc(number)
+        if seconds:
+            ANSWER_SECONDS._sum.inc(seconds)
 
 
 def expose() -> bytes:

@@ -34,6 +34,10 @@ def parse(text: str) -> Address | None:
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
 
 
+# The text of an address, which each envelope has: made once for each sender, not for each request.
+shown = lru_cache(maxsize=4096)(str)
+
+
 class TrustedProxies:
     """Finds the client behind proxies that are trusted, and behind no others.
 
@@ -43,6 +47,10 @@ class TrustedProxies:
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = tuple(networks)
+
+    def __bool__(self) -> bool:
+        """Whether there are any: without them nobody's forwarded headers count."""
+        return bool(self._networks)
 
     def client(self, peer: str | None, forwarded_for: Sequence[bytes], chunked: bool = False) -> Address:
         """The client's address: the last one that no proxy of ours has, or the first of all when ours have them all.

@@ -34,8 +34,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"{self.provider}/{self.facility}"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One delivery as a provider sees it. `headers` has the provider's proof and kept headers, names in lower case."""
 
     content_type: str
@@ -44,8 +43,7 @@ class Message:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """What the accept side learns of a body: `dedupe_key` is the same for every delivery of the same notification,
     `fingerprint` is the same as long as they say the same."""
 

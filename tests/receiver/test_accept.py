@@ -21,7 +21,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from receiver import metrics
 from receiver.connection import connect
 from receiver.expected import held_key, register
 from receiver.inbox import Inbox
@@ -703,8 +702,8 @@ def test_a_stop_answers_everybody_first(server: Valkey, tmp_path: Path, monkeypa
 # Figures.
 
 
-def figure(name: str) -> float:
-    for line in metrics.expose().decode().splitlines():
+def figure(application: Application, name: str) -> float:
+    for line in application.get("/metrics").body.decode().splitlines():
         if line.startswith(name + " "):
             return float(line.rpartition(" ")[2])
     return 0.0
@@ -719,13 +718,13 @@ def test_each_outcome_is_counted(redis: Redis, application: Application) -> None
         "unknown": 'postback_refused_total{facility="",provider="",reason="unknown_endpoint"}',
         "seconds": "postback_answer_seconds_count",
     }
-    before = {key: figure(name) for key, name in names.items()}
+    before = {key: figure(application, name) for key, name in names.items()}
     send(application, QUICKSTREAM)
     send(application, QUICKSTREAM, body=b"a=1")
     send(application, CASUAL)
     send(application, QUICKSTREAM, without=("authorization",))
     application.post("/notify/nobody/knows")
-    assert {key: figure(name) - before[key] for key, name in names.items()} == {
+    assert {key: figure(application, name) - before[key] for key, name in names.items()} == {
         "accepted": 1,
         "quarantined": 1,
         "held": 1,

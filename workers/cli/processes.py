@@ -81,6 +81,7 @@ def work(config: options.Config = None) -> None:
 
 
 def _run_server(settings: Settings, fd: int | None) -> None:
+    import gc
     import signal
     import socket
 
@@ -108,6 +109,9 @@ def _run_server(settings: Settings, fd: int | None) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What is there now stays: the collector need not look at it again after every few hundred requests.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(1)
