@@ -178,7 +178,7 @@ class Accept:
         except Quarantined as quarantined:
             doubt = quarantined
         except Exception:
-            # The sender is proven, and some send only once: a fault of ours must not cost the payment.
+            # Some senders send only once: a fault of ours must not cost the payment.
             log.exception("identify_failed", provider=route.endpoint.provider, facility=route.endpoint.facility)
             doubt = Quarantined(Reason.INTERPRETATION_FAILED, "the receiver failed to read the body")
         # The body's own digest is the key, so that a later, readable notification is no repeat of this one.

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from rq import Queue, Retry
 
 from receiver import logs, metrics
-from receiver.connection import PROBE, QUEUE, Serializer, aof_confirms, connect, durability
+from receiver.connection import DEADLINE, PROBE, QUEUE, Serializer, aof_confirms, connect, connect_async, durability
 from receiver.errors import NotStored
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.settings import Settings
@@ -35,7 +35,8 @@ log = logs.get("receiver.inbox")
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 4 << 20
 LINGER_FROM = 200
-"""Batches in the queue from which a commit waits for more: larger batches are cheaper for a worker that is behind."""
+"""Batches in the queue from which a commit waits for more."""
+LINGER_STEP = 0.0005
 MAX_LINGER = 0.1
 DRAIN_EVERY = 0.5
 
@@ -53,14 +54,16 @@ KEEP_FAILED = -1
 class Inbox:
     """Takes envelopes; `commit` returns when the envelope is on a disk.
 
-    Two threads do the blocking work. The writer commits one batch after the other; the drainer looks at Redis every
-    `DRAIN_EVERY` seconds and empties the spool. Both find Redis unfit (`fault`), only the drainer finds it well again.
+    While Redis is well the event loop itself commits one batch after the other. Two threads do what may block: the
+    writer takes over when Redis is unfit, the drainer looks at it every `DRAIN_EVERY` seconds and empties the spool.
+    All three find Redis unfit (`fault`), only the drainer finds it well again.
     """
 
     def __init__(self, settings: Settings, seal: Seal) -> None:
         self._seal = seal
         self._strict = settings.queue.durability == "strict"
         self._redis = connect(settings)
+        self._commits = connect_async(settings, DEADLINE, 1)
         self._queue = Queue(QUEUE, connection=self._redis, serializer=Serializer)
         path = settings.data_dir / "spool" / "spool.sqlite3"
         self._spool = Spool(path, settings.receive.max_spool)
@@ -102,6 +105,7 @@ class Inbox:
         if self._draining:
             self._draining.cancel()
             await asyncio.gather(self._draining, return_exceptions=True)
+        await self._commits.aclose()
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -124,14 +128,23 @@ class Inbox:
     async def _commit_pending(self) -> None:
         try:
             while self._pending:
-                if self._queue_length > LINGER_FROM:
-                    await asyncio.sleep(min(MAX_LINGER, self._queue_length / 20_000))
+                await self._linger()
                 await self._commit(*self._take())
         finally:
             # Only where this task was cancelled is anybody left.
             self._committing = None
             while self._pending:
                 _settle([self._pending.popleft()[1]], NotStored("The commit was cancelled."))
+
+    async def _linger(self) -> None:
+        """While the workers are behind, waits for as long as more keeps coming: larger batches are cheaper for them."""
+        until = time.monotonic() + MAX_LINGER
+        gathered = 0
+        while self._queue_length > LINGER_FROM and gathered < len(self._pending) < MAX_BATCH:
+            gathered = len(self._pending)
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(LINGER_STEP)
 
     def _take(self) -> tuple[list[Envelope], list[asyncio.Future[None]]]:
         batch: list[Envelope] = []
@@ -151,7 +164,9 @@ class Inbox:
         """Commits `batch` and tells who waits for it, whatever happens."""
         lost: NotStored | None = NotStored("The commit was cancelled.")
         try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._write, batch)
+            sealed = self._sealed(batch)
+            if not await self._enqueued(sealed):
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._write, sealed)
             lost = None
         except NotStored as error:
             lost = error
@@ -165,11 +180,35 @@ class Inbox:
         finally:
             _settle(waiting, lost)
 
-    def _write(self, envelopes: list[Envelope]) -> None:
-        """In the writer thread: the batch is on a disk when this returns."""
-        began = time.perf_counter()
-        batch = Batch(new_id(now_us()), seal_batch(envelopes, self._seal), _describe(envelopes))
+    def _sealed(self, envelopes: list[Envelope]) -> Batch:
         metrics.BATCH_SIZE.observe(len(envelopes))
+        return Batch(new_id(now_us()), seal_batch(envelopes, self._seal), _describe(envelopes))
+
+    async def _enqueued(self, batch: Batch) -> bool:
+        """The quick way, without a thread, while all is well: whether the batch is on Redis's disk."""
+        if self.fault is not None or self.confirm_each:
+            return False
+        began = time.perf_counter()
+        try:
+            # RQ speaks through the blocking client; this pipeline only collects what it says.
+            said = self._redis.pipeline(transaction=True)
+            enqueue(self._queue, said, RECORD_BATCH, *batch)
+            said.llen(self._queue.key)
+            pipeline = self._commits.pipeline(transaction=True)
+            for command, options in said.command_stack:
+                pipeline.execute_command(*command, **options)
+            async with asyncio.timeout(DEADLINE):
+                self._queue_length = (await pipeline.execute())[-1]
+        except Exception as error:
+            # It may be there all the same. Then the spool brings the same job again, which has no second effect.
+            self._unfit("does not take batches", error)
+            return False
+        metrics.COMMIT_SECONDS.labels("redis").observe(time.perf_counter() - began)
+        return True
+
+    def _write(self, batch: Batch) -> None:
+        """In the writer thread: the batch is on a disk when this returns, Redis's or our own."""
+        began = time.perf_counter()
         if self.fault is None:
             try:
                 self._enqueue([batch])

@@ -305,7 +305,7 @@ def test_the_simulator_sends(running: Installation, provider: str) -> None:
     eventually(lambda: running.json("payments", "list", "--provider", provider), what=provider)
 
 
-@pytest.mark.parametrize(("number", "role"), enumerate(["serve", "work", "valkey"]))
+@pytest.mark.parametrize(("number", "role"), list(enumerate(["serve", "work", "valkey"])))
 def test_what_dies_is_started_again_and_nothing_is_lost(running: Installation, number: int, role: str) -> None:
     old = running.pids(role)
     assert old

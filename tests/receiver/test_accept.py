@@ -678,14 +678,14 @@ def test_while_redis_hangs_everybody_is_answered_in_time_and_nothing_is_lost(ser
 
 
 def test_a_stop_answers_everybody_first(server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, gate, write = threading.Event(), threading.Event(), Inbox._write
+    entered, gate, enqueued = threading.Event(), threading.Event(), Inbox._enqueued
 
-    def slowly(self: Inbox, batch: Any) -> None:
+    async def slowly(self: Inbox, batch: Any) -> bool:
         entered.set()
-        gate.wait(10)
-        write(self, batch)
+        await asyncio.to_thread(gate.wait, 10)
+        return await enqueued(self, batch)
 
-    monkeypatch.setattr(Inbox, "_write", slowly)
+    monkeypatch.setattr(Inbox, "_enqueued", slowly)
     with serving(configured(tmp_path, server.url)) as application:
         pending = [
             application.begin("POST", QUICKSTREAM.path, headers_of(QUICKSTREAM), QUICKSTREAM.body) for _ in range(50)

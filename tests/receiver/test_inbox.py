@@ -20,7 +20,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from receiver import inbox as module
 from receiver.connection import PROBE
 from receiver.errors import NotStored
-from receiver.inbox import Inbox, Turn
+from receiver.inbox import Batch, Inbox, Turn
 from receiver.notification import Envelope, open_batch
 from receiver.signing import Seal
 from tests.receiver.serving import BATCH_SEAL, QUEUE_KEY, batches, configured, envelope, jobs, kept
@@ -128,6 +128,11 @@ def test_a_batch_has_at_most_4_mib(redis: Redis, valkey_server: Valkey, tmp_path
     ]
 
 
+async def by_thread(batch: Batch) -> bool:
+    """Sends every batch the way that it goes while something is wrong."""
+    return False
+
+
 def test_while_one_commit_is_in_flight_the_next_gather(
     redis: Redis, valkey_server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,11 +140,12 @@ def test_while_one_commit_is_in_flight_the_next_gather(
         async with open_inbox(tmp_path, valkey_server) as inbox:
             gate, entered, write = threading.Event(), threading.Event(), inbox._write
 
-            def slowly(batch: list[Envelope]) -> None:
+            def slowly(batch: Batch) -> None:
                 entered.set()
                 assert gate.wait(10)
                 write(batch)
 
+            monkeypatch.setattr(inbox, "_enqueued", by_thread)
             monkeypatch.setattr(inbox, "_write", slowly)
             waiting = [asyncio.create_task(inbox.commit(each)) for each in numbered(1)]
             await asyncio.to_thread(entered.wait, 10)
@@ -405,6 +411,7 @@ def test_nobody_is_left_waiting_when_the_commit_itself_is_cancelled(
         async with open_inbox(tmp_path, valkey_server) as inbox:
             gate = threading.Event()
             with monkeypatch.context() as slow:
+                slow.setattr(inbox, "_enqueued", by_thread)
                 slow.setattr(inbox, "_write", lambda batch: gate.wait(10))
                 tasks = [asyncio.create_task(inbox.commit(each)) for each in numbered(600)]
                 await until(lambda: inbox._committing is not None and len(inbox._pending) == 88, "a commit")
@@ -423,6 +430,7 @@ def test_nobody_is_left_waiting_when_the_threads_are_gone(valkey_server: Valkey,
     async def scenario() -> None:
         async with open_inbox(tmp_path, valkey_server) as inbox:
             inbox._writer.shutdown()
+            inbox.fault = "Redis is away."
             outcomes = await asyncio.wait_for(
                 asyncio.gather(*(inbox.commit(each) for each in numbered(3)), return_exceptions=True), 5
             )
@@ -576,12 +584,12 @@ def test_what_is_spooled_while_the_drainer_finishes_is_not_forgotten(
     valkey_server: Valkey, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox = Inbox(configured(tmp_path, valkey_server.url), BATCH_SEAL)
-    inbox._write(numbered(1))
+    inbox._write(inbox._sealed(numbered(1)))
     drain = inbox._drain
 
     def writer_spools_after_it() -> None:
         drain()
-        inbox._write(numbered(1, 1))
+        inbox._write(inbox._sealed(numbered(1, 1)))
 
     with monkeypatch.context() as racing:
         racing.setattr(inbox, "_drain", writer_spools_after_it)
@@ -597,7 +605,7 @@ def test_a_batch_that_cannot_be_removed_is_not_moved_again(
     valkey_server: Valkey, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox = Inbox(configured(tmp_path, valkey_server.url), BATCH_SEAL)
-    inbox._write(numbered(1))
+    inbox._write(inbox._sealed(numbered(1)))
 
     def remove(up_to: int) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -607,7 +615,7 @@ def test_a_batch_that_cannot_be_removed_is_not_moved_again(
         for _ in range(3):
             inbox._look()
         assert (inbox.redis_up, inbox.spooled) == (True, 1), "a fault of the spool is none of Redis"
-        inbox._write(numbered(1, 1))
+        inbox._write(inbox._sealed(numbered(1, 1)))
     inbox._look()
     assert (inbox.spooled, inbox.spool_fault) == (0, None)
     assert keys(kept(redis)) == ["0", "1"]
@@ -628,7 +636,7 @@ def test_a_spool_that_cannot_be_read_does_not_keep_redis_from_being_used(
         disk.setattr(inbox._spool, "count", broken)
         inbox._look()
         assert (inbox.redis_up, inbox.spool_fault) == (True, "database disk image is malformed")
-        inbox._write(numbered(1))
+        inbox._write(inbox._sealed(numbered(1)))
     inbox._look()
     assert inbox.spool_fault is None
     assert keys(kept(redis)) == ["0"]
@@ -637,7 +645,7 @@ def test_a_spool_that_cannot_be_read_does_not_keep_redis_from_being_used(
 
 def test_only_one_process_drains_at_a_time(valkey_server: Valkey, redis: Redis, tmp_path: Path) -> None:
     inbox = Inbox(configured(tmp_path, valkey_server.url), BATCH_SEAL)
-    inbox._write(numbered(1))
+    inbox._write(inbox._sealed(numbered(1)))
     other = Turn(tmp_path / "spool" / "spool.lock")
     with other as mine:
         assert mine
@@ -664,7 +672,7 @@ def test_a_turn_is_taken_again_after_it_was_given_up(tmp_path: Path) -> None:
 def test_draining_keeps_up_with_what_is_spooled_meanwhile(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
     inbox = Inbox(configured(tmp_path, valkey_server.url), BATCH_SEAL)
     for number in range(200):
-        inbox._write(numbered(1, number))
+        inbox._write(inbox._sealed(numbered(1, number)))
     assert inbox.spooled == 200
     round_trips = 0
     enqueue = inbox._enqueue
