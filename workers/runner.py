@@ -1,7 +1,7 @@
 """The RQ worker: takes batches until it is told to stop, and gives back what a killed worker left behind.
 
 RQ's own intervals are minutes and its maintenance lock 15 of them; a payment that waits so long is a customer who is
-told that they did not pay. All of it is set to seconds here, through RQ's public hooks.
+told that they did not pay. All of it is set to seconds here, by overriding what RQ calls.
 """
 
 from __future__ import annotations

@@ -175,3 +175,10 @@ def held_up(database_url: str) -> Iterator[None]:
         connection.execute(text("LOCK TABLE notifications, expectations"))
         yield
     engine.dispose()
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    """Whether any transaction of this PostgreSQL database waits for another."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with engine.connect() as connection:
+        return bool(connection.scalar(text(query)))

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from receiver.errors import ConfigurationError, LedgerAway
 from tests.servers import eventually, running_postgres
 from tests.workers import material
-from tests.workers.material import counted, crash, held_up, only_payment, processed, rows, start_again
+from tests.workers.material import counted, crash, held_up, only_payment, processed, rows, start_again, waits_for_a_lock
 from workers.ledger import database, queries
 from workers.ledger.ledger import Ledger
 from workers.ledger.tables import metadata, notifications
@@ -87,6 +87,20 @@ def test_several_processes_migrate_at_once(empty_url: Callable[[str], str], dial
         errors = process.communicate(timeout=60)[1]
         assert (process.returncode, errors) == (0, b"")
     assert database.revisions(url) == ("0001", "0001")
+
+
+def test_one_migration_of_postgresql_waits_for_another(empty_url: Callable[[str], str]) -> None:
+    url = empty_url("postgresql")
+    engine = database.open_engine(url)
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": database.MIGRATION_LOCK})
+            migrating = threads.submit(database.migrate, url)
+            eventually(lambda: waits_for_a_lock(engine) or migrating.done())
+            assert not migrating.done()
+        migrating.result(30)
+    assert database.revisions(url) == ("0001", "0001")
+    engine.dispose()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])

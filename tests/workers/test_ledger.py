@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DataError, DBAPIError
 
-from receiver.notification import Effect, Envelope, Expectation, PaymentEvent, microseconds, new_id, now_us, utc
+from receiver.notification import Effect, Envelope, Expectation, PaymentEvent, microseconds, utc
 from receiver.signing import digest
 from tests.servers import eventually
 from tests.support import EXPECTED_CASUAL, recorded
@@ -37,6 +37,7 @@ from tests.workers.material import (
     repeated,
     rows,
     states,
+    waits_for_a_lock,
 )
 from workers.ledger import database
 from workers.ledger.ledger import Interpreted, Ledger, Recorded
@@ -168,6 +169,12 @@ def test_a_repeat_with_other_content_is_a_conflict_and_changes_no_payment(ledger
     assert counted(engine) == [("k1", 2, 1)]
     assert repeated(engine) == [(other.envelope.id, True, b"other")]
     assert only_payment(engine).amount == 1000
+
+
+def test_an_empty_batch_is_nothing(ledger: Ledger, engine: Engine) -> None:
+    assert ledger.record([]) == Recorded()
+    assert pipeline(ledger).process(material.sealed()) == Recorded()
+    assert rows(engine, notifications) == []
 
 
 def test_the_same_key_three_times_in_one_batch(ledger: Ledger, engine: Engine) -> None:
@@ -411,6 +418,13 @@ def test_an_expectation_that_runs_again_changes_nothing(ledger: Ledger, engine: 
     assert [rows(engine, table) for table in (payments, expectations)] == before
 
 
+def test_expectations_are_found_by_their_tokens(ledger: Ledger) -> None:
+    ledger.expect(EXPECTED_CASUAL, never_judged)
+    found = ledger.expectation_of("debitsuccess", "gym", ["FormTok1", "FormTok2", "\x00"])
+    assert found == {"FormTok1": EXPECTED_CASUAL}
+    assert ledger.expectation_of("debitsuccess", "pool", ["FormTok1"]) == {}
+
+
 def test_every_payment_of_a_reference_is_compared(ledger: Ledger, engine: Engine) -> None:
     """A second attempt of the same order is a payment of its own."""
     ledger.record([processed(f"k{n}", captured(n, reference="R1", payment_id=f"p{n}")) for n in (999, 1000)])
@@ -641,19 +655,13 @@ def overtaken(
             assert halted.reached.wait(20)
             behind: Future[Recorded] = threads.submit(then, other)
             # It either waits for the first, or wrongly does not care.
-            eventually(lambda: behind.done() or waiting(other.engine))
+            eventually(lambda: behind.done() or waits_for_a_lock(other.engine))
         finally:
             halted.go_on.set()
         ahead.result(20)
         behind.result(20)
         yield
     halted.engine.dispose()
-
-
-def waiting(engine: Engine) -> bool:
-    with engine.connect() as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        return bool(connection.scalar(text(query)))
 
 
 def recorder(item: Interpreted) -> Callable[[Ledger], Recorded]:
@@ -735,15 +743,3 @@ def test_an_expectation_of_another_reference_waits_for_nobody(database_url: str,
         ahead.result(20)
     halted.engine.dispose()
     assert len(rows(engine, payments)) == 2
-
-
-def test_ids_are_their_own(engine: Engine, ledger: Ledger) -> None:
-    """The order of ids is the order of arrival."""
-    batch = [
-        processed(f"k{number}", captured(1, number, f"act_{number}"), id=new_id(now_us()), received_at=NOW + number)
-        for number in range(20)
-    ]
-    ledger.record(batch)
-    found = [(row.id, row.received_at) for row in rows(engine, notifications)]
-    assert {id_ for id_, _ in found} == {item.envelope.id for item in batch}
-    assert sorted(moment for _, moment in found) == [MOMENT + timedelta(microseconds=n) for n in range(20)]

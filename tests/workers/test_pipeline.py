@@ -241,10 +241,12 @@ class AwayAfter(Ledger):
     def __init__(self, engine: Engine, transactions: int) -> None:
         super().__init__(engine)
         self.left = transactions
+        self.asked = 0
 
     def record(self, batch: Any, judge: Any = None) -> Recorded:
         if len(batch) > 1:
             raise Broken
+        self.asked += 1
         if self.left == 0:
             raise LedgerAway("gone")
         self.left -= 1
@@ -253,8 +255,10 @@ class AwayAfter(Ledger):
 
 def test_a_ledger_that_goes_away_in_the_middle_of_a_split(ledger: Ledger, engine: Engine) -> None:
     batch = sealed(*good())
+    away = AwayAfter(engine, 2)
     with pytest.raises(LedgerAway):
-        pipeline(AwayAfter(engine, 2)).process(batch)
+        pipeline(away).process(batch)
+    assert away.asked == 3
     assert len(rows(engine, notifications)) == 2
     assert len(pipeline(ledger).process(batch).new) == 2
     assert {row.state for row in rows(engine, notifications)} == {"processed"}

@@ -114,7 +114,7 @@ def put(queue: Queue, message: bytes, func: str = RECORD_BATCH) -> str:
 
 def status(queue: Queue, job_id: str) -> JobStatus | None:
     job = queue.fetch_job(job_id)
-    return job.get_status() if job else None
+    return job.get_status(refresh=False) if job else None
 
 
 def assert_gone(queue: Queue, job_id: str) -> None:
@@ -324,7 +324,7 @@ def test_a_broken_seal_is_set_aside_for_ever(queue: Queue, redis: Redis, engine:
     burst()
     job = queue.fetch_job(broken)
     assert job is not None
-    assert (job.get_status(), job.retries_left, job.number_of_retries) == (JobStatus.FAILED, 0, None)
+    assert (job.get_status(refresh=False), job.retries_left, job.number_of_retries) == (JobStatus.FAILED, 0, None)
     assert queue.failed_job_registry.get_job_ids() == [broken]
     assert redis.zscore(queue.failed_job_registry.key, broken) == KEEP_FAILED == -1
     assert redis.ttl(job.key) == -1
@@ -382,7 +382,7 @@ def test_a_fault_of_ours_is_tried_again_by_rq(queue: Queue, engine: Engine, burs
     burst()
     job = queue.fetch_job(job_id)
     assert job is not None
-    assert (job.get_status(), job.retries_left) == (JobStatus.SCHEDULED, RETRIES.max - 1)
+    assert (job.get_status(refresh=False), job.retries_left) == (JobStatus.SCHEDULED, RETRIES.max - 1)
     assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
 
 
@@ -527,10 +527,11 @@ def test_the_maintenance_lock_ends_by_itself(redis: Redis, ledger: Ledger) -> No
 
 @on_sqlite
 def test_listens_to_no_remote_command(redis: Redis, burst: Burst) -> None:
+    before = set(threading.enumerate())
     worker = burst()
     assert worker.pubsub is None
     assert redis.pubsub_channels() == []
-    assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_names_in_the_queue_are_those_of_the_functions() -> None:

@@ -16,6 +16,8 @@ from receiver.errors import ConfigurationError, LedgerAway
 from receiver.settings import Settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 5_076_782_273_300
+"""Of PostgreSQL's advisory locks: any number that nothing else takes in this database."""
 
 # PostgreSQL says these as errors of the statement, yet another try may mend them: a table or column that is not there
 # (not migrated), a missing right, a server that only reads (a standby, after a switch).

@@ -5,11 +5,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import text
 
-from workers.ledger.database import open_engine
+from workers.ledger.database import MIGRATION_LOCK, open_engine
 from workers.ledger.tables import metadata
-
-# Any number that nothing else locks in this database.
-_LOCK = 5_076_782_273_300
 
 engine = open_engine(context.config.attributes["database_url"])
 try:
@@ -20,7 +17,7 @@ try:
                 # Several machines may start at once. SQLite has one writer at a time anyway.
                 connection.execute(text("SET LOCAL lock_timeout = '60s'"))
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
-                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
             context.run_migrations()
 finally:
     engine.dispose()
