@@ -334,8 +334,8 @@ class Ledger:
 
 @cache
 def _insert_documents(table: Table) -> Any:
-    """One statement with one parameter, a JSON array of the rows. A statement with a parameter for each value is as long
-    as the batch: psycopg took nine times as long to read it as PostgreSQL takes for the insert."""
+    """One statement with one parameter, a JSON array of the rows. A statement with a parameter for each value is as
+    long as the batch: psycopg took nine times as long to read it as PostgreSQL takes for the insert."""
     documents = (
         func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
         .table_valued(*(column(c.name, Text if isinstance(c.type, LargeBinary) else c.type) for c in table.c))
