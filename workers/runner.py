@@ -18,6 +18,7 @@ from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.job_lifecycle import record_job_failure
 from rq.registry import StartedJobRegistry
+from rq.results import Result
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import current_timestamp, now
 from rq.worker import WorkerStatus
@@ -156,7 +157,7 @@ class BatchWorker(SimpleWorker):
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
     ) -> None:
-        """All that is written after the work, in one round trip. No job of ours has dependents, repeats or a result."""
+        """All that is written after the work, in one round trip. No job of ours has dependents or repeats."""
         assert job.started_at is not None
         assert job.ended_at is not None
         with self.connection.pipeline() as pipeline:
@@ -165,6 +166,8 @@ class BatchWorker(SimpleWorker):
             pipeline.hset(job.key, "status", JobStatus.FINISHED)
             # Not 0: RQ would then look for the executions of the job, and stumble over those of a killed worker.
             job.cleanup(RESULT_TTL, pipeline=pipeline, remove_from_queue=False)
+            # Of earlier tries that found the ledger away: RQ would keep it as long as a failure, which is for ever.
+            pipeline.delete(Result.get_key(job.id))
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()
 

@@ -163,14 +163,17 @@ def test_a_long_queue_makes_larger_batches(redis: Redis, valkey_server: Valkey, 
     async def scenario() -> None:
         async with open_inbox(tmp_path, valkey_server) as inbox:
             inbox._queue_length = module.LINGER_FROM + 1
-            first = asyncio.create_task(inbox.commit(envelope()))
-            # A turn of the loop later an idle process would have taken the first one alone.
+            first = [asyncio.create_task(inbox.commit(envelope())) for _ in range(2)]
+            # A turn of the loop later an idle process would have taken the first two alone.
             for _ in range(3):
                 await asyncio.sleep(0)
-            await asyncio.gather(first, inbox.commit(envelope()))
+            await asyncio.gather(*first, inbox.commit(envelope()))
+            # One alone waits for nobody.
+            inbox._queue_length = module.LINGER_FROM + 1
+            await inbox.commit(envelope())
 
     asyncio.run(scenario())
-    assert [len(batch) for batch in batches(redis)] == [2]
+    assert [len(batch) for batch in batches(redis)] == [3, 1]
 
 
 def test_a_worker_with_another_seal_key_cannot_open_it(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
