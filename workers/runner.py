@@ -167,7 +167,7 @@ class BatchWorker(SimpleWorker):
             # Not 0: RQ would then look for the executions of the job, and stumble over those of a killed worker.
             job.cleanup(RESULT_TTL, pipeline=pipeline, remove_from_queue=False)
             # Of earlier tries that found the ledger away: RQ would keep it as long as a failure, which is for ever.
-            pipeline.delete(Result.get_key(job.id))
+            pipeline.delete(Result.get_key(job.id))  # type: ignore[no-untyped-call]
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()
 

@@ -171,7 +171,8 @@ def interpret(message: Message, endpoint: CheckoutEndpoint) -> PaymentEvent:
         event_type=event.type,
         effect=event.effect,
         payment_id=event.payment_id,
-        action_id=_id(data, "action_id"),
+        # A payment may be disputed more than once, and `data.id` tells the disputes apart.
+        action_id=_id(data, "id") if event.type.startswith("dispute_") else _id(data, "action_id"),
         occurred_at=occurred_at,
         amount=amount,
         currency=currency,

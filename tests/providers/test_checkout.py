@@ -566,6 +566,13 @@ def test_disputes_name_the_payment_and_its_reference() -> None:
     assert fixture_event("dispute_canceled__abc").reference is None
 
 
+def test_two_disputes_of_one_payment_are_told_apart() -> None:
+    first = event_of(payment("dispute_received", id="dsp_1", payment_id="pay_1"))
+    second = event_of(payment("dispute_won", id="dsp_2", payment_id="pay_1"))
+    assert (first.payment_id, first.action_id) == ("pay_1", "dsp_1")
+    assert (second.payment_id, second.action_id) == ("pay_1", "dsp_2")
+
+
 def test_a_resolved_dispute_ends_unless_the_scheme_paid_it_back() -> None:
     for reason in (None, "already_refunded", "negative_amount"):
         event = event_of(payment("dispute_resolved", payment_id="pay_1", resolved_reason=reason))
