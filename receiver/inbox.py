@@ -137,8 +137,8 @@ class Inbox:
                 _settle([self._pending.popleft()[1]], NotStored("The commit was cancelled."))
 
     async def _linger(self) -> None:
-        """While the workers are behind, waits for as long as more keeps coming: larger batches are cheaper for them. One
-        alone is the only sender there is, and waits for its answer."""
+        """While the workers are behind, waits for as long as more keeps coming: larger batches are cheaper for them.
+        One alone is the only sender there is, and waits for its answer."""
         until = time.monotonic() + MAX_LINGER
         gathered = 1
         while self._queue_length > LINGER_FROM and gathered < len(self._pending) < MAX_BATCH:
