@@ -37,7 +37,8 @@ class Child:
     start_after: float = field(default=0.0)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.argv, pass_fds=self.pass_fds, preexec_fn=_die_with_parent)
+        # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which stops the others in their order.
+        self.process = subprocess.Popen(self.argv, pass_fds=self.pass_fds, preexec_fn=_die_with_parent, process_group=0)
         self.started_at = time.monotonic()
 
 

@@ -287,7 +287,8 @@ def test_commands_answer_wrong_use_with_one_sentence(running: Installation) -> N
     ):
         done = running.run(*arguments)
         assert done.returncode == 2, (arguments, done)
-        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("postback: ")
 
 
 def test_doctor(running: Installation) -> None:

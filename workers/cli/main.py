@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from receiver.errors import ConfigurationError
 from workers.cli import expect, notifications, operate, payments, processes, refusals, simulate
@@ -30,7 +31,12 @@ simulate.register(app)
 
 def main() -> None:
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        sentence = " ".join(error.format_message().split())
+        sys.exit(_say(sentence, 2) if sentence else 2)
+    except typer.Abort:
+        sys.exit(130)
     except ConfigurationError as error:
         sys.exit(_say(error, 2))
     except BrokenPipeError:
