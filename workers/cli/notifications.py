@@ -30,15 +30,8 @@ def list_(
     from workers.cli.ledger import opened
     from workers.ledger import queries
 
-    wanted = queries.Filter(
-        state=options.one_of(state, queries.NOTIFICATION_STATES, "--state"),
-        provider=options.provider_name(provider),
-        facility=facility,
-        since=options.moment(since, "--since"),
-        until=options.moment(until, "--until"),
-        search=search,
-        limit=limit or (None if as_json else _SHOWN),
-    )
+    limit = limit or (None if as_json else _SHOWN)
+    wanted = options.wanted(queries.NOTIFICATION_STATES, state, provider, facility, since, until, search, limit)
     with opened(config) as connection:
         found = queries.list_notifications(connection, wanted)
         if as_json:

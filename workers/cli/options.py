@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from receiver.settings import Settings
+    from workers.ledger.queries import Filter
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (else POSTBACK_CONFIG, else ./postback.toml).")
@@ -28,6 +29,30 @@ def settings(config: Path | None) -> Settings:
     from receiver import settings as configuration
 
     return configuration.load(configuration.find(config))
+
+
+def wanted(
+    states: list[str],
+    state: str | None,
+    provider: str | None,
+    facility: str | None,
+    since: str | None,
+    until: str | None,
+    search: str | None,
+    limit: int | None,
+) -> Filter:
+    """What a list is asked for. Wrong use for a state or a provider that does not exist, and for an unreadable time."""
+    from workers.ledger.queries import Filter
+
+    return Filter(
+        state=one_of(state, states, "--state"),
+        provider=provider_name(provider),
+        facility=facility,
+        since=moment(since, "--since"),
+        until=moment(until, "--until"),
+        search=search,
+        limit=limit,
+    )
 
 
 def moment(text: str | None, option: str) -> datetime | None:
