@@ -31,8 +31,8 @@ def add(
     """Register an expected payment or a Debitsuccess token."""
     import sys
 
-    from receiver.connection import connect
-    from receiver.errors import Refused
+    from receiver.connection import connect, durability
+    from receiver.errors import NotStored, Refused
     from receiver.expected import ExpectationBody, expectation_of, register
     from receiver.signing import Seal
 
@@ -47,7 +47,11 @@ def add(
         expectation = expectation_of(body, endpoint)
     except Refused as refused:
         raise typer.BadParameter(refused.detail) from None
-    register(connect(settings), Seal(settings.security.seal_keys, "expectation"), expectation)
+    redis = connect(settings)
+    fault, confirm_each = durability(redis)
+    if fault and settings.queue.durability == "strict":
+        raise NotStored(f"Redis is not durable: {fault}.")
+    register(redis, Seal(settings.security.seal_keys, "expectation"), expectation, confirm_each)
     print("Registered.")
 
 
