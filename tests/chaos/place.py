@@ -1,0 +1,184 @@
+"""Where it all happens: the shipped processes, with links of ours between them and a small disk for the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from random import Random
+
+import httpx
+from redis import Redis
+from redis.exceptions import RedisError
+
+from receiver.connection import socket_path
+from tests.chaos.link import Link
+from tests.live.installation import Installation, command, free_port
+from tests.live.postgres import Postgres
+
+SPOOL_DISK = "24m"
+"""Enough for the load of a minute, and quickly filled."""
+
+
+class Place:
+    """``postback up`` with two accept processes and its worker, and a second ``postback work`` beside it."""
+
+    def __init__(self, store: str, random: Random) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.postgres = Postgres(self.folder) if store == "postgresql" else None
+        self._random = random
+        self.installation: Installation
+        self.second_worker: subprocess.Popen[bytes] | None = None
+        self.sender_link: Link
+        self.store_link: Link | None = None
+        self.small_disk = False
+        self._closing = False
+
+    async def start(self) -> None:
+        lines = ""
+        if self.postgres is not None:
+            await asyncio.to_thread(self.postgres.start)
+            port = free_port()
+            self.store_link = Link(("127.0.0.1", port), self.postgres.socket, self._random)
+            await self.store_link.start()
+            lines = f'database_url = "postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"'
+        folder = self.folder / "installation"
+        folder.mkdir()
+        self.installation = Installation(folder, store=lines, receive="processes = 2\nmax_held = 100000")
+        self._mount(self.installation.data_dir / "spool")
+        await asyncio.to_thread(self.installation.start)
+        self._start_second_worker()
+        self.sender_link = Link(("127.0.0.1", free_port()), ("127.0.0.1", self.installation.port), self._random)
+        await self.sender_link.start()
+
+    @property
+    def database_url(self) -> str:
+        if self.postgres is not None:
+            return self.postgres.url
+        return f"sqlite:///{self.ledger_file}"
+
+    @property
+    def ledger_file(self) -> Path:
+        return self.installation.data_dir / "ledger.sqlite3"
+
+    @property
+    def valkey_socket(self) -> Path:
+        return socket_path(self.installation.data_dir)
+
+    def redis(self, socket: Path | None = None) -> Redis:
+        return Redis(unix_socket_path=str(socket or self.valkey_socket), socket_timeout=5, protocol=2)
+
+    def pids(self, role: str) -> list[int]:
+        """Of ``up``, ``serve``, ``work``, ``valkey`` or ``postgres``."""
+        if role == "up":
+            process = self.installation.process
+            return [process.pid] if process is not None and process.poll() is None else []
+        if role == "postgres":
+            return self.postgres.pids() if self.postgres is not None else []
+        found = self.installation.pids(role)
+        second = self.second_worker
+        if role == "work" and second is not None and second.poll() is None:
+            found.append(second.pid)
+        return found
+
+    async def look_after(self) -> None:
+        """Starts the second worker again, as the machine's own supervisor would."""
+        while not self._closing:
+            if self.second_worker is not None and self.second_worker.poll() is not None:
+                self._start_second_worker()
+            await asyncio.sleep(0.5)
+
+    async def start_again(self) -> None:
+        """After ``up`` was killed, as the machine's own supervisor would: again and again until it stays."""
+        while not self._closing:
+            with self.installation.log.open("ab") as log:
+                arguments = [*command(), "up", "--config", str(self.installation.config)]
+                process = await asyncio.to_thread(subprocess.Popen, arguments, stdout=log, stderr=log)
+            self.installation.process = process
+            while process.poll() is None:
+                if await self.ready():
+                    return
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
+
+    async def ready(self) -> bool:
+        """Asked without the link."""
+        try:
+            async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+                answer = await client.get(f"{self.installation.url}/readyz")
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200
+
+    def unfinished(self) -> str:
+        """What is still on its way to the ledger; "" when nothing is."""
+        redis = self.redis()
+        try:
+            pipeline = redis.pipeline(transaction=False)
+            for kind, key in (
+                ("llen", "rq:queue:notifications"),
+                ("llen", "rq:queue:notifications:intermediate"),
+                ("zcard", "rq:wip:notifications"),
+                ("zcard", "rq:scheduled:notifications"),
+            ):
+                getattr(pipeline, kind)(key)
+            queued, between, started, scheduled = pipeline.execute()
+        except (RedisError, OSError) as error:
+            return f"Valkey does not answer: {error}"
+        finally:
+            redis.close()
+        try:
+            spooled = self.installation.client.get("/readyz", timeout=5).json().get("spool_batches", 0)
+        except (httpx.TransportError, ValueError) as error:
+            return f"the receiver does not answer: {error}"
+        if not any((queued, between, started, scheduled, spooled)):
+            return ""
+        return f"{queued} queued, {between} between, {started} started, {scheduled} scheduled, {spooled} spooled"
+
+    def set_aside(self) -> int:
+        redis = self.redis()
+        try:
+            return int(redis.zcard("rq:failed:notifications"))
+        finally:
+            redis.close()
+
+    async def close(self, keep: bool) -> None:
+        self._closing = True
+        if hasattr(self, "sender_link"):
+            await self.sender_link.stop()
+        if self.store_link is not None:
+            await self.store_link.stop()
+        if hasattr(self, "installation"):
+            for role in ("postgres", "valkey", "serve", "work", "up"):
+                if self.installation.process is not None:
+                    for pid in self.pids(role):
+                        os.kill(pid, signal.SIGCONT)
+            if self.second_worker is not None:
+                self.second_worker.kill()
+                self.second_worker.wait()
+            await asyncio.to_thread(self.installation.close)
+        if self.postgres is not None:
+            await asyncio.to_thread(self.postgres.stop)
+        if self.small_disk:
+            subprocess.run(["/bin/umount", "-l", str(self.installation.data_dir / "spool")], check=False)
+        if keep:
+            print(f"kept: {self.folder}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start_second_worker(self) -> None:
+        with self.installation.log.open("ab") as log:
+            arguments = [*command(), "work", "--config", str(self.installation.config)]
+            self.second_worker = subprocess.Popen(arguments, stdout=log, stderr=log)
+
+    def _mount(self, spool: Path) -> None:
+        spool.mkdir(parents=True, mode=0o700)
+        mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={SPOOL_DISK},mode=700", "chaos", str(spool)]
+        try:
+            self.small_disk = subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        except OSError:
+            self.small_disk = False
