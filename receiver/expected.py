@@ -210,7 +210,10 @@ class HeldLimit:
         pipeline.zremrangebyscore(key, 0, now - HELD_WITHIN)
         pipeline.zadd(key, {notification_id: now})
         pipeline.zcard(key)
-        if (await pipeline.execute())[-1] <= self._limit:
+        taken = (await pipeline.execute())[-1]
+        # Redis counts again; what was taken here meanwhile reached it with the spool, or will.
+        self._here.clear()
+        if taken <= self._limit:
             return True
         await self._redis.zrem(key, notification_id)
         return False

@@ -64,6 +64,7 @@ def _measure_queue(redis: Redis) -> None:
         metrics.REDIS_UP.set(0)
         return
     metrics.QUEUE_BATCHES.set(state["batches"])
+    metrics.QUEUE_SET_ASIDE.set(state["set_aside"])
     metrics.QUEUE_OLDEST_SECONDS.set(state["oldest_seconds"])
     metrics.WORKERS.set(state["workers"])
 
@@ -75,13 +76,15 @@ def queue_state(redis: Redis) -> dict[str, Any]:
     pipeline.llen(queue.key)
     pipeline.lindex(queue.key, 0)
     pipeline.zcard(queue.failed_job_registry.key)
-    pipeline.zcard(queue.scheduled_job_registry.key)
-    length, oldest, failed, waiting = pipeline.execute()
+    pipeline.zrange(queue.scheduled_job_registry.key, 0, -1)
+    pipeline.zrange(queue.started_job_registry.key, 0, -1)
+    length, oldest, failed, waiting, started = pipeline.execute()
     beats: list[Any] = [redis.hget(key, "last_heartbeat") for key in get_keys(queue=queue, connection=redis)]
     workers = [beat for beat in beats if beat and (now() - utcparse(beat.decode())).total_seconds() < WORKER_ALIVE]
     return {
-        "batches": length + waiting,
-        "oldest_seconds": _age(oldest),
+        "batches": length + len(waiting),
+        # What waits for the ledger, or lies with a worker, is not in the queue.
+        "oldest_seconds": max(_age(job_id) for job_id in (oldest, *waiting, *started)),
         "set_aside": failed,
         "workers": len(workers),
     }

@@ -36,8 +36,16 @@ MAX_BATCH = 512
 MAX_BATCH_BYTES = 4 << 20
 LINGER_FROM = 200
 """Batches in the queue from which a commit waits for more."""
-LINGER_STEP = 0.0005
+LINGER_SHARE = 20_000
+"""A commit waits for the queue's length over this, in seconds: 10 ms behind 200 batches."""
 MAX_LINGER = 0.1
+LINGER_STEP = 0.001
+QUIET_STEPS = 5
+"""Steps without a new request that end the wait."""
+ENOUGH = 32
+"""Notifications in a batch from which a job's own cost does not count any more."""
+ALONE_FOR = 50
+"""Commits without a wait after one that brought no company."""
 DRAIN_EVERY = 0.5
 
 RECORD_BATCH = "workers.jobs.record_batch"
@@ -76,6 +84,7 @@ class Inbox:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._drainer = ThreadPoolExecutor(1, thread_name_prefix="drain")
         self._queue_length = 0
+        self._alone = 0
         self._moved_up_to = 0
         self.fault: str | None = "Redis has not been asked yet."
         """Why batches go to the spool at the moment; None when Redis takes them."""
@@ -137,15 +146,21 @@ class Inbox:
                 _settle([self._pending.popleft()[1]], NotStored("The commit was cancelled."))
 
     async def _linger(self) -> None:
-        """While the workers are behind, waits for as long as more keeps coming: larger batches are cheaper for them.
-        One alone is the only sender there is, and waits for its answer."""
-        until = time.monotonic() + MAX_LINGER
-        gathered = 1
-        while self._queue_length > LINGER_FROM and gathered < len(self._pending) < MAX_BATCH:
-            gathered = len(self._pending)
-            if time.monotonic() > until:
-                break
+        """While the workers are behind, waits for company as long as it keeps coming: a job costs a worker more than
+        the notifications in it. A sender that was alone the last time waits again only now and then."""
+        if self._queue_length <= LINGER_FROM:
+            return
+        if self._alone:
+            self._alone -= 1
+            return
+        first, quiet = len(self._pending), 0
+        until = time.monotonic() + min(MAX_LINGER, self._queue_length / LINGER_SHARE)
+        while len(self._pending) < ENOUGH and quiet < QUIET_STEPS and time.monotonic() < until:
+            seen = len(self._pending)
             await asyncio.sleep(LINGER_STEP)
+            quiet = quiet + 1 if len(self._pending) == seen else 0
+        if len(self._pending) == first:
+            self._alone = ALONE_FOR
 
     def _take(self) -> tuple[list[Envelope], list[asyncio.Future[None]]]:
         batch: list[Envelope] = []
@@ -219,11 +234,11 @@ class Inbox:
                 # From here on everything is spooled until the drainer has found Redis well again, so that nobody
                 # waits for the deadline twice and the order is kept.
                 self._unfit("does not take batches", error)
-        self._queue_length = 0
         try:
             with self._spool_lock:
                 self._spool.add(*batch)
                 self.spooled += 1
+                self._queue_length = self.spooled
         except NotStored as lost:
             self._spool_unfit(lost.detail)
             raise
@@ -240,10 +255,11 @@ class Inbox:
             raise RedisError("The append-only file was not confirmed.")
 
     def _unfit(self, what: str, error: Exception) -> None:
-        if self.fault is None:
+        name = type(error).__name__
+        if self.fault is None or name not in self.fault:
             known = isinstance(error, RedisError | OSError)
-            log.warning("redis_away", error=type(error).__name__, exc_info=None if known else error)
-        self.fault = f"Redis {what}: {type(error).__name__}."
+            log.warning("redis_away", error=name, exc_info=None if known else error)
+        self.fault = f"Redis {what}: {name}."
 
     async def _drain_for_ever(self) -> None:
         loop = asyncio.get_running_loop()

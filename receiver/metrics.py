@@ -39,6 +39,12 @@ QUEUE_BATCHES = Gauge("postback_queue_batches", "Batches in the queue.", multipr
 QUEUE_OLDEST_SECONDS = Gauge(
     "postback_queue_oldest_seconds", "Age of the oldest batch in the queue.", multiprocess_mode="mostrecent"
 )
+QUEUE_SET_ASIDE = Gauge(
+    "postback_queue_set_aside",
+    "Batches that could not be opened and wait for a person.",
+    multiprocess_mode="mostrecent",
+)
+LEDGER_UP = Gauge("postback_ledger_up", "0 while a worker waits for the ledger.", multiprocess_mode="mostrecent")
 REDIS_UP = Gauge("postback_redis_up", "1 when Redis answers.", multiprocess_mode="mostrecent")
 WORKERS = Gauge("postback_workers", "Workers that gave a sign of life.", multiprocess_mode="mostrecent")
 

@@ -61,6 +61,7 @@ def _run(work: Callable[[Context], Recorded]) -> Retry | None:
         recorded = work(context)
     except LedgerAway as away:
         context.ledger_away = True
+        metrics.LEDGER_UP.set(0)
         tries = job.number_of_retries or 0
         log.warning("ledger_away", error=str(away), tries=tries)
         return Retry(max=_FOR_EVER, interval=_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])

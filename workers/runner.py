@@ -24,7 +24,7 @@ from rq.utils import current_timestamp, now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
-from receiver import logs
+from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer, connect
 from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RESULT_TTL
 from receiver.settings import Settings
@@ -200,6 +200,7 @@ class BatchWorker(SimpleWorker):
         while jobs.context is not None and jobs.context.ledger_away:
             if self._ledger.answers():
                 jobs.context.ledger_away = False
+                metrics.LEDGER_UP.set(1)
                 log.info("ledger_back")
                 break
             self._stop_if_asked()
@@ -290,6 +291,7 @@ def work(settings: Settings) -> None:
     jobs.context = jobs.Context(
         Pipeline(settings.endpoints, ledger, seal), Seal(settings.security.seal_keys, "expectation")
     )
+    metrics.LEDGER_UP.set(1)
     stopping = False
     worker: BatchWorker | None = None
 

@@ -158,7 +158,9 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
     try:
         migrating = _begin_migration(path)
         if settings.queue.redis_url is None:
-            supervisor.start(Child("valkey", valkey.command(settings.data_dir), patience=3.0))
+            # It keeps the lock as long as it lives: a second one on the same files would be the end of both.
+            server = valkey.command(settings.data_dir)
+            supervisor.start(Child("valkey", server, patience=3.0, pass_fds=(lock,)))
         redis = connect(settings)
         if not supervisor.wait_for(lambda: _answers(redis), READY_WITHIN):
             if supervisor.stopping:
