@@ -2,7 +2,7 @@
 
 Vendor: https://docs.transactworld.co.uk/integration/status.php [STAT]
         https://docs.shimotomo.com/invoice-api/get-invoice-config-details.php [PAD]
-Third party, quoting the vendor: https://github.com/asciisd/cashier-core `.claude/skills/xoala/references/` [ASC]
+Third party, quoting the vendor: https://github.com/asciisd/cashier-core (driver Xoala) [ASC]
 
 The proof is weak and covers little: an MD5 over paymentId, merchantTransactionId, amount and the short status. Neither
 currency nor long status is signed, a replay verifies for ever, and the customer's redirect is signed by the same
