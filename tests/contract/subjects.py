@@ -38,8 +38,6 @@ class Subject:
     """The same request with another proof; None without any."""
     unknown_type: Callable[[], Outgoing] | None
     """A proven request of a type that no page knows; None where the sender names no types."""
-    rotates: bool = True
-    """Whether the endpoint has two secrets for it."""
     tamper: Callable[[Outgoing], Outgoing] | None = None
     """A change of the body that the proof covers; None where the proof does not cover the body."""
     missing_status: int = 403
@@ -140,7 +138,6 @@ def subjects(endpoints: dict[tuple[str, str], Any]) -> list[Subject]:
             "/notify/debitsuccess/gym",
             simulated(debitsuccess, "event_tokens", lambda outgoing: outgoing.expect is not None),
             unknown_type=None,
-            rotates=False,
             truncated_refused=True,
             **body_subject("WebhookToken"),
         ),

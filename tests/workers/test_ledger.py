@@ -418,13 +418,6 @@ def test_an_expectation_that_runs_again_changes_nothing(ledger: Ledger, engine: 
     assert [rows(engine, table) for table in (payments, expectations)] == before
 
 
-def test_expectations_are_found_by_their_tokens(ledger: Ledger) -> None:
-    ledger.expect(EXPECTED_CASUAL, never_judged)
-    found = ledger.expectation_of("debitsuccess", "gym", ["FormTok1", "FormTok2", "\x00"])
-    assert found == {"FormTok1": EXPECTED_CASUAL}
-    assert ledger.expectation_of("debitsuccess", "pool", ["FormTok1"]) == {}
-
-
 def test_every_payment_of_a_reference_is_compared(ledger: Ledger, engine: Engine) -> None:
     """A second attempt of the same order is a payment of its own."""
     ledger.record([processed(f"k{n}", captured(n, reference="R1", payment_id=f"p{n}")) for n in (999, 1000)])

@@ -161,13 +161,6 @@ class Ledger:
             self._refold(connection, self._payments_of(connection, current))
         return recorded
 
-    def expectation_of(self, provider: str, facility: str, tokens: Sequence[str]) -> dict[str, Expectation]:
-        """What was registered for `tokens`."""
-        keys = [token_key(token) for token in tokens]
-        with away_when_it_fails(), self.engine.connect() as connection:
-            found = _expectations(connection.execution_options(reading=True), provider, facility, keys)
-        return {expectation.token: expectation for expectation in found.values() if expectation.token is not None}
-
     def _insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
         """Inserts the rows whose keys are not there yet; gives the primary keys of those."""
         if connection.dialect.name == "postgresql":
