@@ -452,7 +452,7 @@ def test_a_job_that_cannot_be_read_stops_nobody(queue: Queue, redis: Redis, engi
     good = put(queue, sealed(came()))
     burst()
     assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
-    assert sorted(queue.failed_job_registry.get_job_ids()) == unreadable
+    assert sorted(queue.failed_job_registry.get_job_ids()) == sorted(unreadable)
     eventually(lambda: queue.fetch_job(good) is None)
     for key in (queue.started_job_registry.key, queue.scheduled_job_registry.key, queue.intermediate_queue.key):
         assert not redis.exists(key)
