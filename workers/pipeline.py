@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from receiver import logs, metrics
 from receiver.errors import LedgerAway, Quarantined, Reason, Refused
-from receiver.notification import Envelope, Expectation, open_batch
+from receiver.notification import Envelope, Expectation, PaymentEvent, open_batch
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint, Message
 from receiver.signing import Seal
 from workers.ledger.ledger import Interpreted, Ledger, Recorded
+from workers.ledger.rows import purged, stored_envelope
 
 log = logs.get("workers.pipeline")
+
+# What lies with our configuration or with a fault of ours, and says nothing of the notification.
+_OURS = frozenset({Reason.WEAK_PROOF, Reason.OTHER_BUSINESS, Reason.UNKNOWN_ENDPOINT, Reason.INTERPRETATION_FAILED})
 
 
 class Pipeline:
@@ -81,6 +86,37 @@ class Pipeline:
             return _failed(envelope, traceback.format_exc())
         return self.interpret(msgspec.structs.replace(envelope, verified=True))
 
+    def interpret_again(self, row: Any, expectation: Expectation | None = None) -> Interpreted:
+        """What today's code and configuration make of a stored notification, from its raw body. Never raises.
+
+        What was never proven is judged by `expectation`, the one of its token, or stays as it is without. What has no
+        body any more stays as it is too. Of what was quarantined, the duplicate key is the one that today's code gives.
+        """
+        if purged(row):
+            return _as_stored(row)
+        envelope = stored_envelope(row)
+        if not envelope.verified:
+            return self.judge(envelope, expectation) if expectation is not None else _as_stored(row)
+        endpoint = self._endpoints.get((envelope.provider, envelope.facility))
+        if endpoint is None:
+            return _unknown_endpoint(envelope)
+        try:
+            # The accept side has looked with the code of its day.
+            identity = PROVIDERS[envelope.provider].identify(_message(envelope), endpoint)
+        except Quarantined as doubt:
+            return Interpreted(envelope, "quarantined", doubt.reason, doubt.detail)
+        except Exception:
+            log.exception("interpretation_failed", id=envelope.id, provider=envelope.provider)
+            return _failed(envelope, traceback.format_exc())
+        if row.state == "quarantined":
+            envelope = msgspec.structs.replace(
+                envelope,
+                dedupe_key=identity.dedupe_key,
+                event_type=identity.event_type,
+                fingerprint=identity.fingerprint,
+            )
+        return self.interpret(envelope)
+
     def _record(self, interpreted: Sequence[Interpreted]) -> Recorded:
         try:
             recorded = self._ledger.record(interpreted, self.judge)
@@ -122,6 +158,12 @@ class Pipeline:
             return self._ledger.record([_failed(item.envelope, traceback.format_exc())])
 
 
+def takes_back(before: str, again: Interpreted) -> bool:
+    """Whether what was processed is not believed any more, because of what it says itself. A key or an endpoint that is
+    configured no longer, or a fault of ours, does not undo what was proven and read once."""
+    return before == "processed" and again.state != "processed" and again.reason not in _OURS
+
+
 def _message(envelope: Envelope) -> Message:
     return Message(envelope.content_type, envelope.headers, envelope.body)
 
@@ -132,6 +174,13 @@ def _held(envelope: Envelope) -> Interpreted:
     if token is None:
         raise Refused(Reason.TOKEN_MISSING, "Nothing in it can be proven by a registered token.")
     return Interpreted(envelope, "held", Reason.TOKEN_UNKNOWN, "The token is not registered yet.", token=token)
+
+
+def _as_stored(row: Any) -> Interpreted:
+    """What was made of it before. The envelope's body may be gone."""
+    event = msgspec.json.decode(row.event, type=PaymentEvent) if row.event else None
+    token = row.payment_id if row.state == "held" else None
+    return Interpreted(stored_envelope(row), row.state, row.reason, row.detail, event=event, token=token)
 
 
 def _failed(envelope: Envelope, reason: str) -> Interpreted:

@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import Engine, Table, make_url, select, text
 
+from receiver.errors import Quarantined
 from receiver.notification import Effect, Envelope, Expectation, PaymentEvent, new_id, seal_batch
 from receiver.providers.base import Endpoint
 from receiver.providers.quickstream import QuickStreamEndpoint
-from receiver.signing import Seal
+from receiver.signing import Seal, digest
 from tests.servers import eventually
 from tests.support import CHECKOUT, DEBITSUCCESS, PAYMENTZ, QUICKSTREAM, Recorded, secrets
 from workers.ledger import database
@@ -82,6 +83,27 @@ def delivered(request: Recorded, facility: str = "", **fields: Any) -> Envelope:
         "fingerprint": identity.fingerprint,
     }
     return envelope(identity.dedupe_key, **(values | fields))
+
+
+def delivered_as_it_came(request: Recorded) -> Envelope:
+    """The same, also of a request that the accept side quarantines."""
+    try:
+        return delivered(request)
+    except Quarantined as doubt:
+        message, provider = request.message(), request.provider
+        content = digest(message.content_type.encode(), message.body)
+        return envelope(
+            f"body:{content}",
+            provider=provider.name,
+            facility=next(facility for name, facility in ENDPOINTS if name == provider.name),
+            content_type=message.content_type,
+            headers={name: message.headers[name] for name in provider.kept_headers if name in message.headers},
+            body=message.body,
+            event_type="unknown",
+            fingerprint=content,
+            quarantine=doubt.reason,
+            detail=doubt.detail,
+        )
 
 
 def event(effect: Effect = Effect.CAPTURED, minute: int | None = 0, **fields: Any) -> PaymentEvent:

@@ -8,18 +8,19 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
 from receiver.errors import LedgerAway, NewerEnvelope, Quarantined, Reason, Refused, SealBroken
 from receiver.notification import ENVELOPE_VERSION, Effect, Envelope, PaymentEvent
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Message
 from receiver.signing import Seal
-from tests.support import EXPECTED_CASUAL, recorded, secrets
+from tests.support import CHECKOUT, EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM, all_recorded, recorded, secrets
 from tests.workers import material
-from tests.workers.material import SEAL, delivered, envelope, pipeline, rows, sealed, states
-from workers.ledger.ledger import Ledger, Recorded
+from tests.workers.material import SEAL, delivered, delivered_as_it_came, envelope, pipeline, rows, sealed, states
+from workers.ledger.ledger import Interpreted, Ledger, Recorded
 from workers.ledger.tables import expectations, notifications, payments
+from workers.pipeline import takes_back
 
 CAPTURED = recorded("checkout", "payment_captured")
 CASUAL = recorded("debitsuccess", "casual_payment")
@@ -352,3 +353,83 @@ def test_an_expectation_is_not_lost_for_what_waited_for_it(
     (row,) = rows(engine, notifications)
     assert (row.state, row.payment_id) == ("failed", "FormTok1")
     assert len(rows(engine, expectations)) == 1
+
+
+# -- interpreting what is stored again
+
+
+def test_what_is_stored_is_interpreted_as_it_was(ledger: Ledger, engine: Engine) -> None:
+    """Whatever came: every fixture of every sender, the expectations that are missing included."""
+    walk = pipeline(ledger)
+    came = [delivered_as_it_came(request) for provider in PROVIDERS for request in all_recorded(provider)]
+    walk.process(sealed(*came))
+    for row in rows(engine, notifications):
+        again = walk.interpret_again(row)
+        assert (again.envelope.dedupe_key, again.envelope.verified) == (row.dedupe_key, row.verified)
+        assert (again.state, again.reason, again.payment_id) == (row.state, row.reason, row.payment_id)
+        assert (msgspec.json.encode(again.event).decode() if again.event else None) == row.event
+
+
+def test_what_was_quarantined_is_read_with_todays_code_and_settings(ledger: Ledger, engine: Engine) -> None:
+    body = recorded("quickstream", "payment__form").body.replace(b"=ACME&", b"=OTHER&")
+    came = delivered(recorded("quickstream", "payment__form"), "acme", body=body, dedupe_key="body:1")
+    pipeline(ledger).process(sealed(msgspec.structs.replace(came, quarantine="other_business")))
+    (row,) = rows(engine, notifications)
+    adopted = msgspec.structs.replace(QUICKSTREAM, supplier_business_codes=("OTHER",))
+    again = pipeline(ledger, {("quickstream", "acme"): adopted}).interpret_again(row)
+    assert (again.state, again.envelope.dedupe_key) == ("processed", GOOD[1].dedupe_key)
+
+
+def test_what_was_held_is_judged_by_its_expectation_or_stays(ledger: Ledger, engine: Engine) -> None:
+    walk = pipeline(ledger)
+    walk.process(sealed(delivered(CASUAL, verified=False)))
+    (row,) = rows(engine, notifications)
+    stays = walk.interpret_again(row)
+    assert (stays.state, stays.token, stays.envelope.verified) == ("held", "FormTok1", False)
+    judged = walk.interpret_again(row, EXPECTED_CASUAL)
+    assert (judged.state, judged.envelope.verified) == ("processed", True)
+
+
+def test_what_has_no_body_any_more_stays_as_it_was(ledger: Ledger, engine: Engine) -> None:
+    walk = pipeline(ledger, {})
+    pipeline(ledger).process(sealed(GOOD[0]))
+    with engine.begin() as connection:
+        connection.execute(update(notifications).values(body=b""))
+    (row,) = rows(engine, notifications)
+    again = walk.interpret_again(row)
+    assert (again.state, again.payment_id) == ("processed", row.payment_id)
+    assert again.event == PROVIDERS["checkout"].interpret(CAPTURED.message(), CHECKOUT)
+
+
+@pytest.mark.parametrize("reason", ["weak_proof", "other_business", "unknown_endpoint", "interpretation_failed"])
+def test_what_was_believed_is_not_taken_back_for_a_reason_of_ours(reason: str) -> None:
+    again = Interpreted(GOOD[0], "failed", reason)
+    assert takes_back("processed", Interpreted(GOOD[0], "quarantined", "contradictory_fields"))
+    assert not takes_back("processed", again)
+
+
+def test_a_key_or_an_endpoint_that_is_gone_does_not_take_back(ledger: Ledger, engine: Engine) -> None:
+    pipeline(ledger).process(sealed(*good()[:3]))
+    by_provider = {row.provider: row for row in rows(engine, notifications)}
+    other_key = msgspec.structs.replace(PAYMENTZ, secure_keys=secrets("another"))
+    walk = pipeline(ledger, {("paymentz", "eu"): other_key})
+    for provider, reason in (("paymentz", "weak_proof"), ("checkout", "unknown_endpoint")):
+        again = walk.interpret_again(by_provider[provider])
+        assert again.reason == reason
+        assert not takes_back("processed", again)
+
+
+def test_a_fault_of_ours_while_interpreting_again_is_a_result(
+    ledger: Ledger, engine: Engine, checkout_does: Callable[..., None]
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise KeyError("x")
+
+    walk = pipeline(ledger)
+    walk.process(sealed(GOOD[0]))
+    (row,) = rows(engine, notifications)
+    for name in ("identify", "interpret"):
+        checkout_does(**{name: fails})
+        again = walk.interpret_again(row)
+        assert (again.state, again.reason) == ("failed", "interpretation_failed")
+        assert "KeyError" in again.detail

@@ -46,13 +46,13 @@ from workers.ledger.rows import (
     bounded,
     expectation_from,
     expectation_row,
-    held_envelope,
     judgement,
     key_bytes,
     notification_row,
     payment_row,
     repeat_row,
     storable,
+    stored_envelope,
 )
 from workers.ledger.tables import expectations, notifications, payments, repeats
 
@@ -247,7 +247,7 @@ class Ledger:
             .with_for_update()
         ).all()
         for row in held:
-            item = judge(held_envelope(row), expectation)
+            item = judge(stored_envelope(row), expectation)
             changed = judgement(item)
             # A payment is found by the token even when nothing was made of it.
             changed["payment_id"] = item.payment_id or row.payment_id

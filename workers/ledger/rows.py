@@ -96,8 +96,9 @@ def judgement(item: Interpreted) -> dict[str, Any]:
     }
 
 
-def held_envelope(row: Any) -> Envelope:
-    """The envelope of a held notification, as it came out of the queue. What was made of it before does not count."""
+def stored_envelope(row: Any) -> Envelope:
+    """The envelope of a stored notification, as it came out of the queue; what was made of it before does not count.
+    The body is empty when it is gone: `purged` tells."""
     return Envelope(
         id=row.id,
         provider=row.provider,
@@ -106,14 +107,19 @@ def held_envelope(row: Any) -> Envelope:
         source=row.source,
         content_type=row.content_type,
         headers=msgspec.json.decode(row.headers, type=dict[str, str]),
-        body=row.body,
-        verified=False,
+        body=row.body or b"",
+        verified=row.verified,
         dedupe_key=row.dedupe_key,
         event_type=row.event_type,
         fingerprint=row.fingerprint,
         quarantine="",
         detail="",
     )
+
+
+def purged(row: Any) -> bool:
+    """Whether the body is gone. No body is empty when it comes: an empty one is refused."""
+    return not row.body
 
 
 def repeat_row(envelope: Envelope, notification_id: str, conflict: bool) -> dict[str, Any]:
