@@ -7,7 +7,10 @@ PostbackError
 ├── BatchError              a message from the queue that this worker cannot open
 │   ├── SealBroken          its seal fits none of the seal keys
 │   └── NewerEnvelope       it was written by a newer version
-└── LedgerAway              the ledger's database does not answer; the same work succeeds later
+├── LedgerAway              the ledger's database does not answer; the same work succeeds later
+└── BodyError               a stored raw body cannot be had
+    ├── BodyLocked          none of the configured body keys opens it
+    └── BodyPurged          its time was over
 
 ConfigurationError          stands outside: it stops the process and nothing may swallow it
 """
@@ -107,6 +110,18 @@ class NewerEnvelope(BatchError):
 
 class LedgerAway(Exception):
     """The ledger's database does not answer, or asks for the transaction to be repeated."""
+
+
+class BodyError(Exception):
+    """The raw body of a stored notification cannot be had. The text is one sentence that names the row."""
+
+
+class BodyLocked(BodyError):
+    """It is encrypted, and no key in `security.body_keys` opens it."""
+
+
+class BodyPurged(BodyError):
+    """Its time was over. What was read out of it is still in the ledger."""
 
 
 class ConfigurationError(Exception):

@@ -34,6 +34,10 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 LARGEST_BODY = 4 << 20
 
 
+SHORTEST_BODY_KEY = 32
+"""Characters: whoever has a copy of the ledger can try out a short one for as long as they like."""
+
+
 class Size(int):
     """Bytes, written as ``"256KiB"``."""
 
@@ -77,6 +81,8 @@ class Operator(_Section, frozen=True):
 
 class Security(_Section, frozen=True):
     seal_keys: tuple[Secret, ...]
+    body_keys: tuple[Secret, ...] = ()
+    """Encrypt raw bodies in the ledger; without one they are stored plain."""
     operators: tuple[Operator, ...] = ()
     api_keys: tuple[Secret, ...] = ()
 
@@ -159,6 +165,12 @@ def _check(settings: Settings) -> None:
     """What types alone cannot say."""
     if not settings.security.seal_keys:
         raise ConfigurationError("security.seal_keys: at least one key is needed.")
+    for index, key in enumerate(settings.security.body_keys):
+        if len(key.reveal()) < SHORTEST_BODY_KEY:
+            raise ConfigurationError(
+                f"security.body_keys[{index}]: must have at least {SHORTEST_BODY_KEY} characters, as"
+                " `openssl rand -hex 32` makes them."
+            )
     if not 1 <= settings.receive.processes <= 64:
         raise ConfigurationError("receive.processes: must be between 1 and 64.")
     if not 1 <= settings.receive.body_timeout <= 300:

@@ -17,6 +17,7 @@ from receiver.notification import Envelope, Expectation, PaymentEvent, open_batc
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint, Message
 from receiver.signing import Seal
+from workers.ledger.bodies import Bodies
 from workers.ledger.ledger import Interpreted, Ledger, Recorded
 from workers.ledger.rows import purged, stored_envelope
 
@@ -87,16 +88,19 @@ class Pipeline:
         return self.interpret(msgspec.structs.replace(envelope, verified=True))
 
     def interpret_again(self, row: Any, expectation: Expectation | None = None) -> Interpreted:
-        """What today's code and configuration make of a stored notification, from its raw body. Never raises.
+        """What today's code and configuration make of a stored notification, from its raw body. Raises
+        `BodyLocked` when that is encrypted and no key opens it, and nothing else.
 
         What was never proven is judged by `expectation`, the one of its token, or stays as it is without. What has no
         body any more stays as it is too. Of what was quarantined, the duplicate key is the one that today's code gives.
         """
         if purged(row):
-            return _as_stored(row)
-        envelope = stored_envelope(row)
+            return _as_stored(row, self._ledger.bodies)
+        envelope = stored_envelope(row, self._ledger.bodies)
         if not envelope.verified:
-            return self.judge(envelope, expectation) if expectation is not None else _as_stored(row)
+            return (
+                self.judge(envelope, expectation) if expectation is not None else _as_stored(row, self._ledger.bodies)
+            )
         endpoint = self._endpoints.get((envelope.provider, envelope.facility))
         if endpoint is None:
             return _unknown_endpoint(envelope)
@@ -176,11 +180,11 @@ def _held(envelope: Envelope) -> Interpreted:
     return Interpreted(envelope, "held", Reason.TOKEN_UNKNOWN, "The token is not registered yet.", token=token)
 
 
-def _as_stored(row: Any) -> Interpreted:
+def _as_stored(row: Any, bodies: Bodies) -> Interpreted:
     """What was made of it before. The envelope's body may be gone."""
     event = msgspec.json.decode(row.event, type=PaymentEvent) if row.event else None
     token = row.payment_id if row.state == "held" else None
-    return Interpreted(stored_envelope(row), row.state, row.reason, row.detail, event=event, token=token)
+    return Interpreted(stored_envelope(row, bodies), row.state, row.reason, row.detail, event=event, token=token)
 
 
 def _failed(envelope: Envelope, reason: str) -> Interpreted:

@@ -30,8 +30,7 @@ from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RESULT
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
-from workers.ledger.database import open_engine, url
-from workers.ledger.ledger import Ledger
+from workers.ledger.ledger import Ledger, open_ledger
 from workers.pipeline import Pipeline
 
 log = logs.get("workers.runner")
@@ -286,7 +285,7 @@ def _enqueue_due(queue: Queue) -> None:
 
 def work(settings: Settings) -> None:
     """Works until SIGTERM or SIGINT; the batch in hand is finished first."""
-    ledger = Ledger(open_engine(url(settings)))
+    ledger = open_ledger(settings)
     seal = Seal(settings.security.seal_keys, "batch")
     jobs.context = jobs.Context(
         Pipeline(settings.endpoints, ledger, seal), Seal(settings.security.seal_keys, "expectation")

@@ -28,6 +28,7 @@ from workers.ledger.ledger import Ledger
 from workers.ledger.tables import metadata, notifications
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+NEWEST = max(path.name for path in (database.MIGRATIONS / "versions").glob("0*.py"))[:4]
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
@@ -68,12 +69,12 @@ def test_the_migrated_schema_is_that_of_the_tables(engine: Engine) -> None:
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 def test_migrates_an_empty_database_and_again_without_effect(empty_url: Callable[[str], str], dialect: str) -> None:
     url = empty_url(dialect)
-    assert database.revisions(url) == (None, "0001")
+    assert database.revisions(url) == (None, NEWEST)
     database.migrate(url)
     engine = database.open_engine(url)
     Ledger(engine).record([item()])
     database.migrate(url)
-    assert database.revisions(url) == ("0001", "0001")
+    assert database.revisions(url) == (NEWEST, NEWEST)
     assert counted(engine) == [("k1", 1, 0)]
     engine.dispose()
 
@@ -86,7 +87,7 @@ def test_several_processes_migrate_at_once(empty_url: Callable[[str], str], dial
     for process in processes:
         errors = process.communicate(timeout=60)[1]
         assert (process.returncode, errors) == (0, b"")
-    assert database.revisions(url) == ("0001", "0001")
+    assert database.revisions(url) == (NEWEST, NEWEST)
 
 
 def test_one_migration_of_postgresql_waits_for_another(empty_url: Callable[[str], str]) -> None:
@@ -99,7 +100,7 @@ def test_one_migration_of_postgresql_waits_for_another(empty_url: Callable[[str]
             eventually(lambda: waits_for_a_lock(engine) or migrating.done())
             assert not migrating.done()
         migrating.result(30)
-    assert database.revisions(url) == ("0001", "0001")
+    assert database.revisions(url) == (NEWEST, NEWEST)
     engine.dispose()
 
 
@@ -119,12 +120,12 @@ def test_a_ledger_of_a_newer_version_is_left_alone(database_url: str, engine: En
     with engine.begin() as connection:
         connection.execute(version, {"version": "9999"})
     try:
-        assert database.revisions(database_url) == ("9999", "0001")
+        assert database.revisions(database_url) == ("9999", NEWEST)
         with pytest.raises(ConfigurationError, match=r"^store\.database_url: the ledger belongs to a newer version"):
             database.migrate(database_url)
     finally:
         with engine.begin() as connection:
-            connection.execute(version, {"version": "0001"})
+            connection.execute(version, {"version": NEWEST})
 
 
 # -- URLs

@@ -80,6 +80,8 @@ def test_keeps_every_field_of_a_notification(ledger: Ledger, engine: Engine) -> 
         "content_type": "application/json",
         "headers": '{"x-traceid":"é"}',
         "body": b"\x00\xff",
+        "body_key": None,
+        "purged_at": None,
         "verified": True,
         "deliveries": 1,
         "conflicts": 0,

@@ -17,6 +17,7 @@ from tests.support import EXPECTED_CASUAL, recorded
 from tests.workers import material
 from tests.workers.material import MOMENT, NOW, delivered, envelope, never_judged, pipeline, processed, sealed
 from workers.ledger import database, queries
+from workers.ledger.bodies import Bodies
 from workers.ledger.ledger import Interpreted, Ledger
 from workers.ledger.queries import Filter
 
@@ -75,7 +76,7 @@ def ids(engine: Engine, **wanted: Any) -> list[str]:
 
 def shown(engine: Engine, notification_id: str) -> dict[str, Any] | None:
     with queries.reading(engine) as connection:
-        return queries.show_notification(connection, notification_id)
+        return queries.show_notification(connection, notification_id, Bodies())
 
 
 # -- the objects
@@ -272,7 +273,7 @@ def test_a_notification_is_found_by_the_id_of_any_of_its_deliveries(ledger: Ledg
     assert shown(engine, same.id) == shown(engine, other.id) == found
     assert list(found) == [
         *NOTIFICATION,
-        *("verified", "detail", "content_type", "headers", "body", "payment_id", "event", "repeats"),
+        *("verified", "detail", "content_type", "headers", "body", "body_note", "payment_id", "event", "repeats"),
     ]
     assert (found["id"], found["deliveries"], found["conflicts"]) == (first.id, 3, 1)
     assert (found["verified"], found["detail"], found["headers"]) == (True, "type is missing", {"x-traceid": "t"})
@@ -284,8 +285,16 @@ def test_a_notification_is_found_by_the_id_of_any_of_its_deliveries(ledger: Ledg
             "received_at": utc(NOW + 1),
             "source": "203.0.113.8",
             "body": "other \N{REPLACEMENT CHARACTER}",
+            "body_note": None,
         },
-        {"id": same.id, "kind": "duplicate", "received_at": MOMENT, "source": "203.0.113.7", "body": None},
+        {
+            "id": same.id,
+            "kind": "duplicate",
+            "received_at": MOMENT,
+            "source": "203.0.113.7",
+            "body": None,
+            "body_note": None,
+        },
     ]
 
 

@@ -46,12 +46,14 @@ def main() -> None:
     except Exception as error:
         from redis.exceptions import RedisError
 
-        from receiver.errors import LedgerAway, PostbackError
+        from receiver.errors import BodyError, LedgerAway, PostbackError
 
         if isinstance(error, LedgerAway):
             sys.exit(_say(f"The ledger does not answer: {error}", 1))
         if isinstance(error, RedisError):
             sys.exit(_say(f"Redis does not answer: {error}", 1))
+        if isinstance(error, BodyError):
+            sys.exit(_say(error, 1))
         if isinstance(error, PostbackError):
             sys.exit(_say(error.detail, 1))
         raise

@@ -35,11 +35,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver import metrics
-from receiver.errors import LedgerAway
+from receiver import logs, metrics
+from receiver.errors import BodyLocked, LedgerAway
 from receiver.notification import Effect, Envelope, Expectation, PaymentEvent, microseconds, utc
+from receiver.settings import Settings
 from receiver.signing import digest
-from workers.ledger.database import away_when_it_fails
+from workers.ledger.bodies import Bodies
+from workers.ledger.database import away_when_it_fails, open_engine, url
 from workers.ledger.payments import expectation_key, fold, token_key
 from workers.ledger.rows import Interpreted as Interpreted
 from workers.ledger.rows import (
@@ -50,11 +52,14 @@ from workers.ledger.rows import (
     key_bytes,
     notification_row,
     payment_row,
+    purged,
     repeat_row,
     storable,
     stored_envelope,
 )
 from workers.ledger.tables import expectations, notifications, payments, repeats
+
+log = logs.get("workers.ledger")
 
 PaymentKey = tuple[str, str, str]
 """Provider, facility, and the payment's id."""
@@ -93,9 +98,16 @@ class Recorded:
         self.released += other.released
 
 
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger of a configuration. Connects only when it is used. Raises `ConfigurationError`."""
+    return Ledger(open_engine(url(settings)), Bodies(settings.security.body_keys))
+
+
 class Ledger:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, bodies: Bodies | None = None) -> None:
+        """`open_ledger` makes the one of a configuration; without `bodies` raw bodies are stored plain."""
         self.engine = engine
+        self.bodies = bodies or Bodies()
         inserts: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
         self._insert = inserts[engine.dialect.name]
 
@@ -122,7 +134,7 @@ class Ledger:
             recorded = Recorded()
             self._lock(connection, _LOCK_TO_READ, _announced(batch))
             # Always in the same order, so that two workers never wait for each other's rows crosswise.
-            rows = sorted((notification_row(item) for item in batch), key=_in_order_of("dedupe_key"))
+            rows = sorted((notification_row(item, self.bodies) for item in batch), key=_in_order_of("dedupe_key"))
             inserted = {row.id for row in self._insert_new(connection, notifications, rows)}
             recorded.new = [item for item in batch if item.envelope.id in inserted]
             if len(inserted) < len(batch):
@@ -198,7 +210,7 @@ class Ledger:
             conflict = original.fingerprint != envelope.fingerprint
             if conflict:
                 conflicting.add(envelope.id)
-            rows.append(repeat_row(envelope, original.id, conflict))
+            rows.append(repeat_row(envelope, original.id, conflict, self.bodies))
         if not rows:
             return
         counted = connection.execute(
@@ -247,7 +259,15 @@ class Ledger:
             .with_for_update()
         ).all()
         for row in held:
-            item = judge(stored_envelope(row), expectation)
+            try:
+                envelope = stored_envelope(row, self.bodies)
+            except BodyLocked as error:
+                # Nothing can be proven without it. The others, and the expectation, do not wait for it.
+                log.error("held_body_missing", id=row.id, provider=row.provider, detail=str(error))
+                continue
+            if purged(row):
+                continue
+            item = judge(envelope, expectation)
             changed = judgement(item)
             # A payment is found by the token even when nothing was made of it.
             changed["payment_id"] = item.payment_id or row.payment_id

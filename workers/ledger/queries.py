@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, false, func, or_, select, text
 
+from receiver.errors import BodyError
 from receiver.money import text_from_minor
 from receiver.notification import PaymentState
 from receiver.providers import PROVIDERS
+from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.rows import storable
 from workers.ledger.tables import expectations, notifications, payments, repeats
@@ -91,8 +93,9 @@ def list_expectations(connection: Connection, wanted: Filter) -> Iterator[dict[s
         }
 
 
-def show_notification(connection: Connection, notification_id: str) -> dict[str, Any] | None:
-    """One notification with its raw body and all its deliveries, found by the id of any of them."""
+def show_notification(connection: Connection, notification_id: str, bodies: Bodies) -> dict[str, Any] | None:
+    """One notification with its raw body and all its deliveries, found by the id of any of them. The body is None, and
+    `body_note` says why, when it was purged or cannot be opened."""
     if not storable(notification_id):
         return None
     original = select(repeats.c.notification_id).where(repeats.c.id == notification_id).scalar_subquery()
@@ -107,7 +110,7 @@ def show_notification(connection: Connection, notification_id: str) -> dict[str,
         "detail": row.detail or None,
         "content_type": row.content_type,
         "headers": msgspec.json.decode(row.headers),
-        "body": shown_body(row.provider, row.body),
+        **_body(row, row, bodies),
         "payment_id": row.payment_id,
         "event": msgspec.json.decode(row.event) if row.event else None,
         "repeats": [
@@ -116,7 +119,7 @@ def show_notification(connection: Connection, notification_id: str) -> dict[str,
                 "kind": "conflict" if repeat.conflict else "duplicate",
                 "received_at": repeat.received_at,
                 "source": repeat.source,
-                "body": shown_body(row.provider, repeat.body) if repeat.body is not None else None,
+                **_body(repeat, row, bodies),
             }
             for repeat in again
         ],
@@ -199,6 +202,16 @@ def shown_body(provider: str, body: bytes) -> str:
         else:
             shown = re.sub(rf"(?:(?<=&)|^)({name}=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
     return shown
+
+
+def _body(row: Any, of: Any, bodies: Bodies) -> dict[str, str | None]:
+    """The body of a notification or a repeat of the notification `of`."""
+    if row.body is None and row.purged_at is None:
+        return {"body": None, "body_note": None}
+    try:
+        return {"body": shown_body(of.provider, bodies.opened(row, of.provider, of.facility)), "body_note": None}
+    except BodyError as error:
+        return {"body": None, "body_note": str(error)}
 
 
 def _of_payment(connection: Connection, row: Any) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import msgspec
 
 from receiver.notification import Envelope, Expectation, PaymentEvent, microseconds, utc
 from receiver.signing import digest
+from workers.ledger.bodies import Bodies
 from workers.ledger.payments import Payment, reference_key, token_key
 from workers.ledger.tables import KEY
 
@@ -62,7 +63,7 @@ def _cut(value: str | None, length: int) -> str | None:
     return _clean(value[:length]) if value is not None else None
 
 
-def notification_row(item: Interpreted) -> dict[str, Any]:
+def notification_row(item: Interpreted, bodies: Bodies) -> dict[str, Any]:
     envelope = item.envelope
     return {
         "id": envelope.id,
@@ -74,7 +75,7 @@ def notification_row(item: Interpreted) -> dict[str, Any]:
         "source": _cut(envelope.source, 45),
         "content_type": _cut(envelope.content_type, 200),
         "headers": _JSON.encode(envelope.headers).decode(),
-        "body": envelope.body,
+        **bodies.stored(envelope.body, envelope.id, envelope.provider, envelope.facility),
         "deliveries": 1,
         "conflicts": 0,
         **judgement(item),
@@ -96,9 +97,9 @@ def judgement(item: Interpreted) -> dict[str, Any]:
     }
 
 
-def stored_envelope(row: Any) -> Envelope:
+def stored_envelope(row: Any, bodies: Bodies) -> Envelope:
     """The envelope of a stored notification, as it came out of the queue; what was made of it before does not count.
-    The body is empty when it is gone: `purged` tells."""
+    The body is empty when it is gone: `purged` tells. Raises `BodyLocked` when it is encrypted and no key opens it."""
     return Envelope(
         id=row.id,
         provider=row.provider,
@@ -107,7 +108,7 @@ def stored_envelope(row: Any) -> Envelope:
         source=row.source,
         content_type=row.content_type,
         headers=msgspec.json.decode(row.headers, type=dict[str, str]),
-        body=row.body or b"",
+        body=b"" if purged(row) else bodies.opened(row, row.provider, row.facility),
         verified=row.verified,
         dedupe_key=row.dedupe_key,
         event_type=row.event_type,
@@ -118,11 +119,14 @@ def stored_envelope(row: Any) -> Envelope:
 
 
 def purged(row: Any) -> bool:
-    """Whether the body is gone. No body is empty when it comes: an empty one is refused."""
-    return not row.body
+    """Whether the body is gone, as its time was over."""
+    return row.purged_at is not None
 
 
-def repeat_row(envelope: Envelope, notification_id: str, conflict: bool) -> dict[str, Any]:
+def repeat_row(envelope: Envelope, notification_id: str, conflict: bool, bodies: Bodies) -> dict[str, Any]:
+    body: dict[str, Any] = {"body": None, "body_key": None}
+    if conflict:
+        body = bodies.stored(envelope.body, envelope.id, envelope.provider, envelope.facility)
     return {
         "id": envelope.id,
         "notification_id": notification_id,
@@ -131,7 +135,7 @@ def repeat_row(envelope: Envelope, notification_id: str, conflict: bool) -> dict
         "source": _cut(envelope.source, 45),
         "content_type": _cut(envelope.content_type, 200),
         "headers": _JSON.encode(envelope.headers).decode(),
-        "body": envelope.body if conflict else None,
+        **body,
     }
 
 

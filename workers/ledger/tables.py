@@ -72,6 +72,8 @@ notifications = Table(
     Column("content_type", String(200), nullable=False),
     Column("headers", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("body_key", String(16)),
+    Column("purged_at", UtcTime),
     Column("verified", Boolean, nullable=False),
     Column("deliveries", Integer, nullable=False),
     Column("conflicts", Integer, nullable=False),
@@ -81,6 +83,7 @@ notifications = Table(
     Index(None, "provider", "facility", "payment_id"),
     Index(None, "state", "id"),
 )
+"""`body_key` names the key of an encrypted body, None for a plain one. After `purged_at` the body is empty."""
 
 repeats = Table(
     "repeats",
@@ -93,6 +96,8 @@ repeats = Table(
     Column("content_type", String(200), nullable=False),
     Column("headers", Text, nullable=False),
     Column("body", LargeBinary),
+    Column("body_key", String(16)),
+    Column("purged_at", UtcTime),
     Index(None, "notification_id"),
 )
 """Every further delivery of a notification. A conflict keeps its body; a duplicate says nothing new."""
