@@ -171,8 +171,7 @@ def interpret(message: Message, endpoint: CheckoutEndpoint) -> PaymentEvent:
         event_type=event.type,
         effect=event.effect,
         payment_id=event.payment_id,
-        # A payment may be disputed more than once, and `data.id` tells the disputes apart.
-        action_id=_id(data, "id") if event.type.startswith("dispute_") else _id(data, "action_id"),
+        action_id=_action_id(event),
         occurred_at=occurred_at,
         amount=amount,
         currency=currency,
@@ -229,16 +228,25 @@ def _payment_id(event_type: str, data: Json) -> str | None:
     return named or (own if event_type.startswith("payment_") else None)
 
 
+def _action_id(event: _Event) -> str | None:
+    """The action; of a dispute the dispute, as a payment may be disputed more than once. The previous platform's
+    chargeback names none: its action is no dispute that could ever end."""
+    if event.effect not in (Effect.DISPUTED, Effect.DISPUTE_ENDED):
+        return _id(event.data, "action_id")
+    return None if event.type == "payment_chargeback" else _id(event.data, "id")
+
+
 def _id(node: Json, *path: str) -> str | None:
     text = node.text(*path)
     return text if text and _ID.fullmatch(text) else None
 
 
 def _occurred_at(event: _Event) -> tuple[datetime | None, list[str]]:
-    """The action's time, else the event's. The vendor's declined example has a 34 June; times without a zone count as
-    unreadable too."""
+    """The time of the action, else of the event, else of the dispute. The vendor's declined example has a 34 June;
+    times without a zone count as unreadable too."""
     flags: list[str] = []
-    candidates = (event.data.text("processed_on"), event.body.text("created_on"), event.body.text("timestamp"))
+    data, body = event.data, event.body
+    candidates = (data.text("processed_on"), body.text("created_on"), body.text("timestamp"), data.text("date"))
     for text in filter(None, candidates):
         try:
             time = datetime.fromisoformat(text)

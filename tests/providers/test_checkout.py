@@ -557,6 +557,18 @@ def test_soft_declines(event_type: str, code: Any, soft: bool) -> None:
     assert event.response_code == (None if code is None else str(code))
 
 
+def test_disputes_are_told_apart_by_their_own_ids() -> None:
+    for name in ("dispute_received", "dispute_won__abc", "request_for_information_received"):
+        assert (fixture_event(name).action_id or "").startswith("dsp_")
+    # Its action is no dispute, and no dispute event ever names it.
+    assert fixture_event("payment_chargeback").action_id is None
+
+
+def test_a_dispute_without_an_event_time_has_its_own() -> None:
+    body = payment("dispute_won", payment_id="pay_1", date="2026-03-03T16:49:02.6960019+00:00")
+    assert event_of(body).occurred_at == datetime(2026, 3, 3, 16, 49, 2, 696001, UTC)
+
+
 def test_disputes_name_the_payment_and_its_reference() -> None:
     current, previous = fixture_event("dispute_lost"), fixture_event("dispute_won__abc")
     assert (current.payment_id or "").startswith("pay_")

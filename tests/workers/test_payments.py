@@ -153,6 +153,35 @@ def test_a_dispute_ends_at_the_time_it_began_when_both_say_the_same() -> None:
     assert folded(CAPTURED, event(Effect.DISPUTE_ENDED, 5), event(Effect.DISPUTED, 5)).state == PaymentState.CAPTURED
 
 
+def test_a_dispute_that_is_not_named_is_over_with_any_later_end() -> None:
+    chargeback, won = event(Effect.DISPUTED, 3), event(Effect.DISPUTE_ENDED, 5, action_id="dsp_1")
+    assert folded(CAPTURED, won, chargeback).state == PaymentState.CAPTURED
+    again = event(Effect.DISPUTED, 6)
+    assert folded(CAPTURED, again, won, chargeback).state == PaymentState.DISPUTED
+
+
+def test_an_end_whose_time_cannot_be_read_still_ends_its_dispute() -> None:
+    received = event(Effect.DISPUTED, 3, action_id="dsp_1")
+    won = event(Effect.DISPUTE_ENDED, None, action_id="dsp_1")
+    assert folded(CAPTURED, won, received).state == PaymentState.CAPTURED
+
+
+@pytest.mark.parametrize("effect", [Effect.DECLINED, Effect.EXPIRED, Effect.CANCELLED, Effect.FAILED])
+def test_an_end_whose_time_cannot_be_read_ends_an_authorisation_that_has_one(effect: Effect) -> None:
+    assert folded(event(effect, None), APPROVED).state == PaymentState(effect.value)
+
+
+@pytest.mark.parametrize("names", [("payment_chargeback",), ("request_for_information_received", "dispute_received")])
+def test_every_kind_of_checkout_dispute_ends_when_it_is_won(names: tuple[str, ...]) -> None:
+    won = checkout.interpret(recorded("checkout", "dispute_won").message(), CHECKOUT)
+    events = [
+        msgspec.structs.replace(each, action_id=each.action_id and won.action_id, occurred_at=BEGIN)
+        for each in (checkout.interpret(recorded("checkout", name).message(), CHECKOUT) for name in names)
+    ]
+    assert folded(CAPTURED, *events).state == PaymentState.DISPUTED
+    assert folded(won, CAPTURED, *events).state == PaymentState.CAPTURED
+
+
 QUICKSTREAM_STATES = {"0": "captured", "1": "declined", "2": "pending", "3": "failed"}
 PAYMENTZ_STATES = {
     "pending": "begun authstarted 3d_authstarted capturestarted",
@@ -324,6 +353,25 @@ def test_a_dispute_in_another_currency_leaves_the_payments_currency() -> None:
     payment = folded(money(Effect.CAPTURED, 1, 1000), dispute)
     assert (payment.amount, payment.currency, payment.exponent) == (1000, "EUR", 2)
     assert (folded(dispute).currency, folded(dispute).exponent) == ("JPY", 0)
+
+
+def test_a_refund_of_a_part_whose_capture_is_late_is_partial() -> None:
+    """What was asked stands in for what was captured, as long as that is not known."""
+    asked, back = money(Effect.AUTHORISED, 0, 9900), money(Effect.REFUNDED, 5, 1500, "act_5")
+    assert folded(back, asked).state == PaymentState.PARTIALLY_REFUNDED
+    assert folded(back, asked, money(Effect.CAPTURED, 3, 1500, "act_3")).state == PaymentState.REFUNDED
+    assert folded(back).state == PaymentState.REFUNDED
+
+
+def test_events_of_one_payment_in_two_currencies_are_a_mismatch_and_never_added_up() -> None:
+    """As an altered Paymentz callback can bring about, whose currency is not signed."""
+    first, second = money(Effect.CAPTURED, 1, 1000, "act_1"), money(Effect.CAPTURED, 2, 70_000, "act_2")
+    other = msgspec.structs.replace(second, currency="JPY", exponent=0)
+    payment = folded(other, first)
+    assert (payment.amount, payment.currency, payment.exponent) == (70_000, "JPY", 0)
+    assert payment.mismatch
+    assert folded(other, first, expectation=expected(70_000, "JPY", exponent=0)).mismatch
+    assert not folded(second, first).mismatch
 
 
 # -- other fields

@@ -16,6 +16,7 @@ import msgspec
 from receiver.notification import Effect, Expectation, PaymentEvent, PaymentState
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
+_ALWAYS = datetime.max.replace(tzinfo=UTC)
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 # Ties between events of the same time, and events without a time: the later in this list counts as the later event.
@@ -28,6 +29,9 @@ _ENDED = {
     Effect.EXPIRED: PaymentState.EXPIRED,
     Effect.CANCELLED: PaymentState.CANCELLED,
 }
+
+# Their amount may be in the cardholder's own currency.
+_DISPUTES = frozenset({Effect.DISPUTED, Effect.DISPUTE_ENDED})
 
 # Events whose amount is that of their own action and never what was asked for.
 _OF_THEIR_OWN = frozenset({Effect.VOIDED, Effect.REFUNDED, Effect.DISPUTED, Effect.DISPUTE_ENDED})
@@ -70,11 +74,13 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
     known = _known(events)
     if not known:
         return None
-    captured = _total(known, Effect.CAPTURED, (event.total_captured for event in known))
-    refunded = _total(known, Effect.REFUNDED, (event.total_refunded for event in known))
-    state, decisive = _state(known, captured, refunded)
-    amount = captured or _asked(known)
     currency, exponent = _currency(known)
+    # Amounts of another currency cannot be added up with these; that there are any is a mismatch.
+    counted = [event for event in known if event.currency in (None, currency)]
+    captured = _total(counted, Effect.CAPTURED, (event.total_captured for event in counted))
+    refunded = _total(counted, Effect.REFUNDED, (event.total_refunded for event in counted))
+    amount = captured or _asked(counted)
+    state, decisive = _state(known, amount, refunded)
     reference = _last(event.reference for event in known)
     if expectation is not None:
         amount = expectation.amount if amount is None else amount
@@ -133,17 +139,17 @@ def _order(event: PaymentEvent) -> tuple[datetime, int, bytes]:
 
 
 def _state(
-    known: Sequence[PaymentEvent], captured: int | None, refunded: int | None
+    known: Sequence[PaymentEvent], amount: int | None, refunded: int | None
 ) -> tuple[PaymentState, PaymentEvent]:
-    """The state, and the event whose response code explains it."""
+    """The state, and the event whose response code explains it. `amount` is what was captured, else what was asked."""
     last = {event.effect: event for event in known}
     if returned := last.get(Effect.RETURNED):
         return PaymentState.FAILED, returned
     if disputed := _open_dispute(known):
         return PaymentState.DISPUTED, disputed
     if refund := last.get(Effect.REFUNDED):
-        # Without a captured amount nothing says that money is left.
-        partly = refunded is not None and captured is not None and refunded < captured
+        # Without an amount nothing says that money is left.
+        partly = refunded is not None and amount is not None and refunded < amount
         return (PaymentState.PARTIALLY_REFUNDED if partly else PaymentState.REFUNDED), refund
     if capture := last.get(Effect.CAPTURED):
         return PaymentState.CAPTURED, capture
@@ -154,7 +160,7 @@ def _state(
         return PaymentState.VOIDED, void
     ended = _last(event for event in known if event.effect in _ENDED)
     authorised = last.get(Effect.AUTHORISED)
-    if ended and (authorised is None or (ended.occurred_at or _NEVER) >= (authorised.occurred_at or _NEVER)):
+    if ended and (authorised is None or not _before(ended, authorised)):
         return _ENDED[ended.effect], ended
     # Only what was authorised can be voided in part; its own approval may never have been seen here.
     if authorised := authorised or last.get(Effect.VOIDED):
@@ -165,11 +171,29 @@ def _state(
     return PaymentState.PENDING, known[-1]
 
 
+def _before(one: PaymentEvent, other: PaymentEvent) -> bool:
+    """Whether `one` surely happened before `other`: an event without a time may have happened at any."""
+    return one.occurred_at is not None and other.occurred_at is not None and one.occurred_at < other.occurred_at
+
+
 def _open_dispute(known: Sequence[PaymentEvent]) -> PaymentEvent | None:
-    """A payment may be disputed more than once; the end of one dispute is not the end of another."""
-    disputes = (event for event in known if event.effect in (Effect.DISPUTED, Effect.DISPUTE_ENDED))
-    latest = {event.action_id: event for event in disputes}
-    return _last(event for event in known if event is latest.get(event.action_id) and event.effect is Effect.DISPUTED)
+    """A payment may be disputed more than once, and the end of one dispute is not the end of another. One that is not
+    named, as in a chargeback of Checkout.com's previous platform, is over with any end that came later."""
+    open_ones: dict[str | None, PaymentEvent] = {}
+    for event in sorted((event for event in known if event.effect in _DISPUTES), key=_order_of_disputes):
+        if event.effect is Effect.DISPUTED:
+            open_ones[event.action_id] = event
+        else:
+            open_ones.pop(event.action_id, None)
+            open_ones.pop(None, None)
+    return max(open_ones.values(), key=_order, default=None)
+
+
+def _order_of_disputes(event: PaymentEvent) -> tuple[datetime, int, bytes]:
+    """As `_order`, but an end without a time of its own came last."""
+    if event.effect is Effect.DISPUTE_ENDED and event.occurred_at is None:
+        return _ALWAYS, _RANK[event.effect], _ENCODER.encode(event)
+    return _order(event)
 
 
 def _voids_all(void: PaymentEvent) -> bool:
@@ -211,6 +235,8 @@ def _mismatch(
     exponent: int,
     expectation: Expectation | None,
 ) -> bool:
+    if len({event.currency for event in known if event.currency and event.effect not in _DISPUTES}) > 1:
+        return True
     if expectation is None:
         # A part was approved, and nothing says that the part is all that was asked for.
         return any(event.partial for event in known)
