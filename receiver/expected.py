@@ -50,7 +50,8 @@ _DECODER = msgspec.msgpack.Decoder(Expectation)
 
 
 class ExpectationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /expect/{provider}/{facility}``; tokens belong to Debitsuccess only."""
+    """The body of ``POST /expect/{provider}/{facility}``; tokens belong to Debitsuccess only, the merchant to
+    QuickStream: no other sender names it."""
 
     reference: str
     amount: str
@@ -58,6 +59,7 @@ class ExpectationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: str | None = None
     webhook_token: str | None = None
     valid_to: str | None = None
+    merchant: str | None = None
 
 
 def expectation_from(body: bytes, endpoint: Endpoint) -> Expectation:
@@ -98,6 +100,12 @@ def expectation_of(given: ExpectationBody, endpoint: Endpoint) -> Expectation:
         raise refuse("Debitsuccess needs token and webhook_token.")
     if endpoint.provider != "debitsuccess" and given.token is not None:
         raise refuse(f"{provider.display} has no tokens.")
+    if given.merchant is not None:
+        merchants: tuple[str, ...] | None = getattr(endpoint, "supplier_business_codes", None)
+        if merchants is None:
+            raise refuse(f"{provider.display} names no merchant.")
+        if given.merchant not in merchants:
+            raise refuse("merchant is not one of this endpoint's supplier_business_codes.")
     return Expectation(
         provider=endpoint.provider,
         facility=endpoint.facility,
@@ -109,6 +117,7 @@ def expectation_of(given: ExpectationBody, endpoint: Endpoint) -> Expectation:
         token=given.token,
         webhook_token=given.webhook_token,
         valid_to=_valid_to(given.valid_to),
+        merchant=given.merchant,
     )
 
 

@@ -51,6 +51,7 @@ WORKERS = Gauge("postback_workers", "Workers that gave a sign of life.", multipr
 RECORDED = Counter("postback_recorded", "Notifications that the worker put into the ledger.", (*_ENDPOINT, "state"))
 REPEATED = Counter("postback_repeated", "Repeats by kind: duplicate or conflict.", (*_ENDPOINT, "kind"))
 RELEASED = Counter("postback_released", "Held notifications whose token became known.", _ENDPOINT)
+MISMATCHES = Counter("postback_mismatches", "Payments that were found to differ from what was expected.", _ENDPOINT)
 SET_ASIDE = Counter("postback_batches_set_aside", "Batches that could not be opened.", ("why",))
 RECORD_SECONDS = Histogram(
     "postback_record_seconds", "Time of one ledger transaction.", buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)

@@ -156,6 +156,8 @@ class PaymentEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     custom: dict[str, Any] = {}
     token: str | None = None
     """The token under which amount and reference were registered, for senders that send neither."""
+    merchant: str | None = None
+    """The business that was paid, for senders that name it."""
     partial: bool = False
     """Approved for a part only: counts as paid in full only when an expectation says so."""
     flags: tuple[str, ...] = ()
@@ -176,3 +178,5 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     token: str | None = None
     webhook_token: str | None = None
     valid_to: datetime | None = None
+    merchant: str | None = None
+    """The business that is to be paid, in the sender's own words; None where any of the endpoint's will do."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import func, select
+from sqlalchemy import Connection, select
 
 from receiver.connection import connect
 from receiver.errors import ConfigurationError, LedgerAway
 from receiver.health import queue_state
 from receiver.notification import now_us
+from receiver.providers.base import Endpoint
 from receiver.settings import Settings
 from receiver.spool import Spool
 from workers.ledger import queries
@@ -63,6 +65,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
         try:
             with queries.reading(engine) as connection:
                 counts = {name: queries.count(connection, name) for name in ("failed", "quarantined", "held")}
+                mismatches = queries.count_mismatches(connection)
                 silence = _silence(settings, connection)
         finally:
             engine.dispose()
@@ -71,21 +74,28 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
         return {"status": "away", "error": str(error)}
     if counts["failed"]:
         problems.append("Notifications failed; `postback notifications list --state failed` shows them.")
-    return {"status": "up", **counts, "endpoints": silence}
+    return {"status": "up", **counts, "mismatches": mismatches, "endpoints": silence}
 
 
 def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:
     """Seconds since the last notification of each endpoint; null when there was none."""
     result = []
     for endpoint in settings.endpoint:
-        newest = connection.scalar(
-            select(func.max(notifications.c.received_at)).where(
-                notifications.c.provider == endpoint.provider, notifications.c.facility == endpoint.facility
-            )
-        )
+        newest = last_received(connection, endpoint)
         seconds = None if newest is None else round(max(0.0, now_us() / 1_000_000 - newest.timestamp()), 1)
         result.append({"provider": endpoint.provider, "facility": endpoint.facility, "silent_seconds": seconds})
     return result
+
+
+def last_received(connection: Connection, endpoint: Endpoint) -> datetime | None:
+    """When the newest notification of `endpoint` came."""
+    return connection.scalar(
+        select(notifications.c.received_at)
+        .where(notifications.c.provider == endpoint.provider, notifications.c.facility == endpoint.facility)
+        # Ids begin with the time of receipt.
+        .order_by(notifications.c.id.desc())
+        .limit(1)
+    )
 
 
 def _spool(settings: Settings, problems: list[str]) -> dict[str, Any]:

@@ -211,3 +211,13 @@ def _report(recorded: Recorded) -> None:
     for provider, facility, notification_id in recorded.released:
         metrics.RELEASED.labels(provider, facility).inc()
         log.info("notification_released", id=notification_id, provider=provider, facility=facility)
+    for mismatch in recorded.mismatches:
+        metrics.MISMATCHES.labels(mismatch.provider, mismatch.facility).inc()
+        log.error(
+            "payment_mismatch",
+            provider=mismatch.provider,
+            facility=mismatch.facility,
+            # Not the payment's id, which may be a token.
+            reference=mismatch.reference,
+            differs=mismatch.differs,
+        )

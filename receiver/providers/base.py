@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -72,6 +73,8 @@ class Provider:
     """The status that makes this sender send again."""
     event_types: frozenset[str]
     """Every type that `interpret` knows; others are kept without an effect."""
+    answer_within: timedelta
+    """How long after a payment was registered without an end its notification is overdue."""
     exponent: Callable[[str], int]
     """Decimals of a currency by the sender's own table."""
     check_headers: Callable[[Message, Any], None]

@@ -12,7 +12,7 @@ Vendor: https://www.checkout.com/docs/workflows/set-up-your-webhook-receiver (12
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from receiver.errors import Quarantined, Reason, Refused
@@ -330,6 +330,8 @@ PROVIDER = Provider(
     # Anything but 2xx within 10 s is sent again, eight times in 30 h: https://www.checkout.com/docs/workflows
     not_stored_status=503,
     event_types=frozenset([*EFFECTS, *NO_EFFECT, *LEGACY]),
+    # Sent again for 30 h after an outage: https://www.checkout.com/docs/workflows
+    answer_within=timedelta(hours=30),
     exponent=exponent,
     check_headers=check_headers,
     token_of=no_token,

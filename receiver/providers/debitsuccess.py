@@ -11,6 +11,7 @@ WebhookToken that was registered together with its PaymentFormToken before the c
 from __future__ import annotations
 
 import hmac
+from datetime import timedelta
 
 from receiver.errors import Quarantined, Reason, Refused
 from receiver.notification import Effect, Expectation, PaymentEvent
@@ -223,6 +224,8 @@ PROVIDER = Provider(
     # Events: anything but 200 is a failure [EVENTS]. Casual payments are never sent again, whatever the answer.
     not_stored_status=503,
     event_types=frozenset({CASUAL, *EVENTS.values()}),
+    # A token ends after 10 minutes and its webhook is posted once: then only the API knows [CASUAL].
+    answer_within=timedelta(minutes=15),
     # Amount decimal (10,2) in the token request, whatever the currency [CASUAL].
     exponent=lambda currency: 2,
     check_headers=check_headers,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from datetime import timedelta
 from itertools import product
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -255,6 +256,8 @@ PROVIDER = Provider(
     # No document promises a retry.
     not_stored_status=503,
     event_types=frozenset(EFFECTS),
+    # No source says how often it is sent again; the customer may take the day.
+    answer_within=timedelta(days=1),
     exponent=exponent,
     check_headers=headers_prove_nothing,
     token_of=no_token,

@@ -10,7 +10,7 @@ nothing (https://octane-api.apidog.io).
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from receiver.errors import Quarantined, Reason
@@ -112,6 +112,7 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
         currency=endpoint.currency,
         reference=fields.get("paymentReference") or None,
         customer_reference=fields.get("customerReferenceNumber") or None,
+        merchant=fields.get("supplierBusinessCode"),
         card_scheme=scheme or None,
         response_code=code or None,
         response_description=fields.get("responseDescription") or None,
@@ -215,6 +216,8 @@ PROVIDER = Provider(
     # Anything but 200 is a failure; 500 is the vendor's own word for "could not be saved" [S2S].
     not_stored_status=500,
     event_types=frozenset({"payment"}),
+    # The customer may take the day; the vendor's own example sends for half an hour [S2S].
+    answer_within=timedelta(days=1),
     exponent=lambda currency: 2,
     check_headers=check_headers,
     token_of=no_token,

@@ -119,6 +119,10 @@ def test_other_senders_and_their_currencies(
     assert expectation.provider == endpoint.provider
 
 
+def test_a_merchant_of_the_endpoint() -> None:
+    assert expectation_from(msgspec.json.encode(PLAIN | {"merchant": "ACME"}), QUICKSTREAM).merchant == "ACME"
+
+
 @pytest.mark.parametrize(
     ("text", "moment"),
     [
@@ -161,6 +165,9 @@ LONG = f"{SECRET}{'x' * 255}"
         (DEBITSUCCESS, CASUAL | {"token": None}, "token and webhook_token belong together."),
         (DEBITSUCCESS, PLAIN, "Debitsuccess needs token and webhook_token."),
         (QUICKSTREAM, CASUAL, "Westpac QuickStream has no tokens."),
+        (QUICKSTREAM, PLAIN | {"merchant": SECRET},
+         "merchant is not one of this endpoint's supplier_business_codes."),
+        (CHECKOUT, PLAIN | {"merchant": SECRET}, "Checkout.com names no merchant."),
         (CHECKOUT, CASUAL, "Checkout.com has no tokens."),
         (QUICKSTREAM, PLAIN | {"currency": "aud"}, "currency must be three capital letters, such as NZD."),
         (QUICKSTREAM, PLAIN | {"currency": "AU1"}, "currency must be three capital letters, such as NZD."),

@@ -409,7 +409,7 @@ def test_later_values_win_and_absent_ones_keep_the_earlier() -> None:
         settlement_date=date(2026, 3, 3),
         occurred_at=BEGIN + timedelta(minutes=1),
         custom={"a": 1, "b": 2},
-        mismatch=False,
+        differs=(),
     )
 
 

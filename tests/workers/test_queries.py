@@ -146,9 +146,12 @@ def test_an_expectation_shows_no_secret(ledger: Ledger, engine: Engine) -> None:
         "reference": "MEMBER-1001",
         "amount": "12.50",
         "currency": "NZD",
+        "merchant": None,
         "token": "FormTok1",
         "valid_to": None,
         "registered_at": utc(1_700_000_000_000_000),
+        "due_at": utc(1_700_000_000_000_000) + timedelta(minutes=15),
+        "answered": False,
     }
 
 
@@ -316,7 +319,7 @@ def test_a_payment_is_found_by_its_id_or_receipt_with_its_notifications(ledger: 
         assert queries.show_payment(connection, "ACME:1003548481") == found
         assert queries.show_payment(connection, "1") == queries.show_payment(connection, "\x00") == []
     assert [(each["facility"], len(each["notifications"])) for each in found] == [("main", 2), ("second", 1)]
-    assert list(found[0]) == [*PAYMENT, "notifications"]
+    assert list(found[0]) == [*PAYMENT, "expected", "differs", "notifications"]
     assert {each["id"] for each in found[0]["notifications"]} == {first.envelope.id, second.envelope.id}
     assert list(found[0]["notifications"][0]) == NOTIFICATION
 

@@ -10,7 +10,7 @@ from workers.cli import options, output
 
 app = typer.Typer(help="Payments announced before the customer pays.", no_args_is_help=True)
 
-_COLUMNS = ("registered_at", "provider", "facility", "reference", "amount", "currency", "token", "valid_to")
+_COLUMNS = ("registered_at", "provider", "facility", "reference", "amount", "currency", "token", "due_at", "answered")
 _SHOWN = 50
 
 
@@ -26,6 +26,7 @@ def add(
         str | None, typer.Option(help="Debitsuccess: its webhook token; - reads it from standard input.")
     ] = None,
     valid_to: Annotated[str | None, typer.Option(help="Such as 2026-11-22T10:00:00Z.")] = None,
+    merchant: Annotated[str | None, typer.Option(help="QuickStream: the supplier business code to be paid.")] = None,
     config: options.Config = None,
 ) -> None:
     """Register an expected payment or a Debitsuccess token."""
@@ -43,7 +44,7 @@ def add(
     if webhook_token == "-":  # noqa: S105
         webhook_token = sys.stdin.readline().strip()
     try:
-        body = ExpectationBody(reference, amount, currency, token, webhook_token, valid_to)
+        body = ExpectationBody(reference, amount, currency, token, webhook_token, valid_to, merchant)
         expectation = expectation_of(body, endpoint)
     except Refused as refused:
         raise typer.BadParameter(refused.detail) from None
@@ -61,11 +62,16 @@ def list_(
     facility: options.Facility = None,
     since: options.Since = None,
     until: options.Until = None,
+    overdue: Annotated[
+        bool, typer.Option("--overdue", help="Only those whose notification should have come by now.")
+    ] = False,
     limit: options.Limit = None,
     as_json: options.AsJson = False,
     config: options.Config = None,
 ) -> None:
     """List expected payments, newest first."""
+    from datetime import UTC, datetime
+
     from workers.cli.ledger import opened
     from workers.ledger import queries
 
@@ -77,8 +83,8 @@ def list_(
         limit=limit or (None if as_json else _SHOWN),
     )
     with opened(config) as connection:
-        found = queries.list_expectations(connection, wanted)
+        found = queries.list_expectations(connection, wanted, datetime.now(UTC) if overdue else None)
         if as_json:
             output.json_lines(found)
         else:
-            output.table(found, _COLUMNS, empty="Nothing is expected.")
+            output.table(found, _COLUMNS, empty="Nothing is overdue." if overdue else "Nothing is expected.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ def list_(
     since: options.Since = None,
     until: options.Until = None,
     search: options.Search = None,
+    mismatch: Annotated[bool, typer.Option("--mismatch", help="Only those that are not as expected.")] = False,
     limit: options.Limit = None,
     as_json: options.AsJson = False,
     config: options.Config = None,
@@ -32,6 +34,7 @@ def list_(
 
     limit = limit or (None if as_json else _SHOWN)
     wanted = options.wanted(queries.PAYMENT_STATES, state, provider, facility, since, until, search, limit)
+    wanted = replace(wanted, mismatch=mismatch)
     with opened(config) as connection:
         found = queries.list_payments(connection, wanted)
         if as_json:
@@ -55,5 +58,7 @@ def show(payment_id: str, as_json: options.AsJson = False, config: options.Confi
         return
     for payment in found:
         events = payment.pop("notifications")
+        if expected := payment.pop("expected"):
+            payment["expected"] = f"{expected['amount']} {expected['currency']} {expected['merchant'] or ''}".rstrip()
         output.details(payment)
         output.table(events, ("received_at", "event_type", "state", "deliveries", "conflicts", "id"), empty="")

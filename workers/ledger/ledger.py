@@ -81,6 +81,17 @@ _EVENT = msgspec.json.Decoder(PaymentEvent)
 _JSON = msgspec.json.Encoder()
 
 
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A payment that is not, or not any more, what the merchant expects."""
+
+    provider: str
+    facility: str
+    reference: str | None
+    differs: tuple[str, ...]
+    """As in `Payment.differs`."""
+
+
 @dataclass(slots=True)
 class Recorded:
     """What one transaction did."""
@@ -90,12 +101,15 @@ class Recorded:
     conflicts: list[Envelope] = field(default_factory=list)
     released: list[tuple[str, str, str]] = field(default_factory=list)
     """(provider, facility, notification id) of what was held and is not any more."""
+    mismatches: list[Mismatch] = field(default_factory=list)
+    """Payments that were as expected, or not there, before this transaction."""
 
     def add(self, other: Recorded) -> None:
         self.new += other.new
         self.duplicates += other.duplicates
         self.conflicts += other.conflicts
         self.released += other.released
+        self.mismatches += other.mismatches
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -142,7 +156,7 @@ class Ledger:
                 self._record_repeats(connection, again, recorded)
             if judge is not None:
                 self._release_known(connection, judge, recorded)
-            self._fold_new(connection, _events(recorded.new))
+            self._fold_new(connection, _events(recorded.new), recorded)
         metrics.RECORD_SECONDS.observe(time.perf_counter() - began)
         return recorded
 
@@ -169,8 +183,8 @@ class Ledger:
             current = _expectations(connection, provider, facility, [key])[key]
             if current.token is not None:
                 self._release(connection, current, judge, recorded)
-            self._fold_new(connection, _events(recorded.new))
-            self._refold(connection, self._payments_of(connection, current))
+            self._fold_new(connection, _events(recorded.new), recorded)
+            self._refold(connection, self._payments_of(connection, current), recorded)
         return recorded
 
     def _insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
@@ -288,33 +302,36 @@ class Ledger:
         )
         return [(row.provider, row.facility, row.payment_id) for row in rows]
 
-    def _fold_new(self, connection: Connection, events: Events) -> None:
+    def _fold_new(self, connection: Connection, events: Events, recorded: Recorded) -> None:
         """A payment that is new here is folded from the events at hand, which are all that there are: its row is made
         with its first event. Of one that exists all events are read again."""
-        rows = self._payment_rows(connection, events)
+        rows, mismatches = self._payment_rows(connection, events)
         if not rows:
             return
         new = self._insert_new(connection, payments, rows)
         inserted = {(row.provider, row.facility, row.payment_id) for row in new}
-        self._refold(connection, events.keys() - inserted)
+        recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key in inserted]
+        self._refold(connection, events.keys() - inserted, recorded)
 
-    def _refold(self, connection: Connection, keys: Iterable[PaymentKey]) -> None:
+    def _refold(self, connection: Connection, keys: Iterable[PaymentKey], recorded: Recorded) -> None:
         """Folds the payments among `keys` that exist from all their events, behind a lock on their rows."""
         events: Events = {}
+        differed: set[PaymentKey] = set()
         for provider, facility, payment_ids in _grouped(keys):
             here = and_(payments.c.provider == provider, payments.c.facility == facility)
             # The lock comes first: what another worker committed before it is then seen below.
-            locked = connection.scalars(
-                select(payments.c.payment_id)
+            locked = connection.execute(
+                select(payments.c.payment_id, payments.c.mismatch)
                 .where(here, payments.c.payment_id.in_(payment_ids))
                 .order_by(payments.c.payment_id)
                 .with_for_update()
             ).all()
+            differed |= {(provider, facility, row.payment_id) for row in locked if row.mismatch}
             for row in connection.execute(
                 select(notifications.c.payment_id, notifications.c.event, notifications.c.received_at).where(
                     notifications.c.provider == provider,
                     notifications.c.facility == facility,
-                    notifications.c.payment_id.in_(locked),
+                    notifications.c.payment_id.in_([row.payment_id for row in locked]),
                     notifications.c.state == "processed",
                 )
             ):
@@ -322,7 +339,8 @@ class Ledger:
                 if event.effect is not Effect.NONE:
                     key = (provider, facility, row.payment_id)
                     events.setdefault(key, []).append((event, microseconds(row.received_at)))
-        rows = self._payment_rows(connection, events)
+        rows, mismatches = self._payment_rows(connection, events)
+        recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key not in differed]
         if rows:
             insert = self._insert(payments)
             index = ["provider", "facility", "payment_id"]
@@ -332,17 +350,21 @@ class Ledger:
                 insert.on_conflict_do_update(index_elements=index, set_=changed, where=or_(*differs)), rows
             )
 
-    def _payment_rows(self, connection: Connection, events: Events) -> list[dict[str, Any]]:
-        """Rows of the payments, always in the same order."""
+    def _payment_rows(
+        self, connection: Connection, events: Events
+    ) -> tuple[list[dict[str, Any]], dict[PaymentKey, Mismatch]]:
+        """Rows of the payments, always in the same order, and those of them that are not as expected."""
         expected = _expected(connection, events)
         now = datetime.now(UTC)
-        rows = []
+        rows, mismatches = [], {}
         for key, of_payment in events.items():
             payment = fold([event for event, _ in of_payment], expected.get(key))
             if payment is not None:
                 first_received = utc(min(received_at for _, received_at in of_payment))
                 rows.append(payment_row(key, payment, first_received, now))
-        return sorted(rows, key=_in_order_of("payment_id"))
+                if payment.mismatch:
+                    mismatches[key] = Mismatch(key[0], key[1], payment.reference, payment.differs)
+        return sorted(rows, key=_in_order_of("payment_id")), mismatches
 
 
 @cache

@@ -62,7 +62,12 @@ class Payment:
     settlement_date: date | None
     occurred_at: datetime | None
     custom: dict[str, Any]
-    mismatch: bool
+    differs: tuple[str, ...]
+    """What is not as expected: ``amount``, ``currency``, ``merchant``; ``part`` where only a part was approved."""
+
+    @property
+    def mismatch(self) -> bool:
+        return bool(self.differs)
 
 
 def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None) -> Payment | None:
@@ -105,7 +110,7 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
         settlement_date=_last(event.settlement_date for event in known),
         occurred_at=decisive.occurred_at,
         custom={name: value for event in known for name, value in event.custom.items()},
-        mismatch=_mismatch(known, amount, currency, exponent, expectation),
+        differs=_differences(known, amount, currency, exponent, expectation),
     )
 
 
@@ -228,19 +233,31 @@ def _currency(known: Sequence[PaymentEvent]) -> tuple[str | None, int]:
     return last.currency, last.exponent
 
 
-def _mismatch(
+def _differences(
     known: Sequence[PaymentEvent],
     amount: int | None,
     currency: str | None,
     exponent: int,
     expectation: Expectation | None,
-) -> bool:
-    if len({event.currency for event in known if event.currency and event.effect not in _DISPUTES}) > 1:
-        return True
+) -> tuple[str, ...]:
+    # Two currencies are a difference whatever was expected.
+    several = len({event.currency for event in known if event.currency and event.effect not in _DISPUTES}) > 1
     if expectation is None:
         # A part was approved, and nothing says that the part is all that was asked for.
-        return any(event.partial for event in known)
-    return (amount, currency, exponent) != (expectation.amount, expectation.currency, expectation.exponent)
+        part = any(event.partial for event in known)
+        return _named({"currency": several, "part": part})
+    paid = {event.merchant for event in known if event.merchant is not None}
+    return _named(
+        {
+            "amount": (amount, exponent) != (expectation.amount, expectation.exponent),
+            "currency": several or currency != expectation.currency,
+            "merchant": expectation.merchant is not None and not paid <= {expectation.merchant},
+        }
+    )
+
+
+def _named(differs: dict[str, bool]) -> tuple[str, ...]:
+    return tuple(name for name, differing in differs.items() if differing)
 
 
 def _last(values: Iterable[T | None]) -> T | None:

@@ -10,15 +10,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, Select, false, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, case, false, func, or_, select, text
 
 from receiver.errors import BodyError
 from receiver.money import text_from_minor
-from receiver.notification import PaymentState
+from receiver.notification import PaymentEvent, PaymentState
 from receiver.providers import PROVIDERS
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails
-from workers.ledger.rows import storable
+from workers.ledger.payments import expectation_key, fold
+from workers.ledger.rows import expectation_from, storable
 from workers.ledger.tables import expectations, notifications, payments, repeats
 
 NOTIFICATION_STATES = ["processed", "failed", "quarantined", "held"]
@@ -38,6 +39,8 @@ class Filter:
     until: datetime | None = None
     search: str | None = None
     limit: int | None = None
+    mismatch: bool = False
+    """Of payments: only those that are not as expected."""
 
 
 @contextmanager
@@ -65,6 +68,8 @@ def list_notifications(connection: Connection, wanted: Filter) -> Iterator[dict[
 def list_payments(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
     columns = payments.c
     query = select(payments).where(*_conditions(payments, wanted, columns.updated_at))
+    if wanted.mismatch:
+        query = query.where(columns.mismatch)
     if wanted.search:
         query = query.where(
             _contains(
@@ -77,20 +82,18 @@ def list_payments(connection: Connection, wanted: Filter) -> Iterator[dict[str, 
         yield payment(row)
 
 
-def list_expectations(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
-    query = select(expectations).where(*_conditions(expectations, wanted, expectations.c.registered_at))
-    order = (expectations.c.registered_at.desc(), expectations.c.key)
+def list_expectations(
+    connection: Connection, wanted: Filter, overdue_at: datetime | None = None
+) -> Iterator[dict[str, Any]]:
+    """With `overdue_at`: those without a payment whose time was over at that moment."""
+    columns = expectations.c
+    query = select(expectations, _answered().label("answered"))
+    query = query.where(*_conditions(expectations, wanted, columns.registered_at))
+    if overdue_at is not None:
+        query = query.where(~_answered(), _due_before(overdue_at))
+    order = (columns.registered_at.desc(), columns.key)
     for row in _rows(connection, query.order_by(*order), wanted.limit):
-        yield {
-            "provider": row.provider,
-            "facility": row.facility,
-            "reference": row.reference,
-            "amount": text_from_minor(row.amount, row.exponent),
-            "currency": row.currency,
-            "token": row.token,
-            "valid_to": row.valid_to,
-            "registered_at": row.registered_at,
-        }
+        yield expectation(row) | {"answered": row.answered}
 
 
 def show_notification(connection: Connection, notification_id: str, bodies: Bodies) -> dict[str, Any] | None:
@@ -127,7 +130,8 @@ def show_notification(connection: Connection, notification_id: str, bodies: Bodi
 
 
 def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]]:
-    """Every payment with this id or receipt number, each with its notifications in their order."""
+    """Every payment with this id or receipt number, each with its notifications in their order, with what was
+    `expected`, and with what `differs` from it."""
     if not storable(payment_id):
         return []
     found = connection.execute(
@@ -135,12 +139,35 @@ def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]
         .where(or_(payments.c.payment_id == payment_id, payments.c.receipt_number == payment_id))
         .order_by(payments.c.provider, payments.c.facility, payments.c.payment_id)
     ).all()
-    return [payment(row) | {"notifications": _of_payment(connection, row)} for row in found]
+    return [
+        payment(row) | _expected(connection, row) | {"notifications": _of_payment(connection, row)} for row in found
+    ]
 
 
 def count(connection: Connection, state: str) -> int:
     """Notifications in `state`."""
     return connection.scalar(select(func.count()).select_from(notifications).where(notifications.c.state == state)) or 0
+
+
+def count_mismatches(connection: Connection) -> int:
+    """Payments that are not as expected."""
+    return connection.scalar(select(func.count()).select_from(payments).where(payments.c.mismatch)) or 0
+
+
+def expectation(row: Any) -> dict[str, Any]:
+    """What the merchant announced, without its secret. `due_at` is when its notification becomes overdue."""
+    return {
+        "provider": row.provider,
+        "facility": row.facility,
+        "reference": row.reference,
+        "amount": text_from_minor(row.amount, row.exponent),
+        "currency": row.currency,
+        "merchant": row.merchant,
+        "token": row.token,
+        "valid_to": row.valid_to,
+        "registered_at": row.registered_at,
+        "due_at": row.valid_to or row.registered_at + PROVIDERS[row.provider].answer_within,
+    }
 
 
 def notification(row: Any) -> dict[str, Any]:
@@ -225,6 +252,46 @@ def _of_payment(connection: Connection, row: Any) -> list[dict[str, Any]]:
         .order_by(notifications.c.id)
     )
     return [notification(found) for found in rows]
+
+
+def _answered() -> ColumnElement[bool]:
+    """Whether an expectation has a payment, by its token or by its reference."""
+    mine = and_(payments.c.provider == expectations.c.provider, payments.c.facility == expectations.c.facility)
+    by_token = select(1).where(mine, payments.c.payment_id == expectations.c.token).exists()
+    by_reference = select(1).where(mine, payments.c.reference == expectations.c.reference).exists()
+    return case((expectations.c.token.is_not(None), by_token), else_=by_reference)
+
+
+def _due_before(moment: datetime) -> ColumnElement[bool]:
+    columns = expectations.c
+    without = [
+        and_(columns.provider == name, columns.registered_at < moment - provider.answer_within)
+        for name, provider in PROVIDERS.items()
+    ]
+    return or_(columns.valid_to < moment, and_(columns.valid_to.is_(None), or_(*without)))
+
+
+def _expected(connection: Connection, row: Any) -> dict[str, Any]:
+    """What was announced of a payment, and what differs, by the same fold that set `mismatch`."""
+    said = select(notifications.c.event).where(
+        notifications.c.provider == row.provider,
+        notifications.c.facility == row.facility,
+        notifications.c.payment_id == row.payment_id,
+        notifications.c.state == "processed",
+    )
+    events = [msgspec.json.decode(event, type=PaymentEvent) for event in connection.scalars(said)]
+    key = expectation_key(events)
+    found = None
+    if key is not None and storable(key):
+        found = connection.execute(
+            select(expectations).where(
+                expectations.c.provider == row.provider,
+                expectations.c.facility == row.facility,
+                expectations.c.key == key,
+            )
+        ).first()
+    folded = fold(events, expectation_from(found) if found else None)
+    return {"expected": expectation(found) if found else None, "differs": list(folded.differs) if folded else []}
 
 
 def _conditions(table: Any, wanted: Filter, time_column: Any) -> list[ColumnElement[bool]]:

@@ -179,6 +179,7 @@ def expectation_from(row: Any) -> Expectation:
         token=row.token,
         webhook_token=row.webhook_token,
         valid_to=row.valid_to,
+        merchant=row.merchant,
     )
 
 
@@ -196,4 +197,5 @@ def expectation_row(expectation: Expectation) -> dict[str, Any]:
         "token": token,
         "webhook_token": expectation.webhook_token,
         "valid_to": expectation.valid_to,
+        "merchant": expectation.merchant,
     }

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -81,6 +82,7 @@ notifications = Table(
     Column("event", Text),
     UniqueConstraint("provider", "facility", "dedupe_key"),
     Index(None, "provider", "facility", "payment_id"),
+    Index(None, "provider", "facility", "id"),
     Index(None, "state", "id"),
 )
 """`body_key` names the key of an encrypted body, None for a plain one. After `purged_at` the body is empty."""
@@ -129,6 +131,15 @@ payments = Table(
     Column("mismatch", Boolean, nullable=False),
     Index(None, "provider", "facility", "reference"),
     Index(None, "updated_at"),
+    Index(None, "payment_id"),
+    Index(None, "receipt_number"),
+    # Few of many: counted by every health check.
+    Index(
+        "ix_payments_mismatch",
+        "updated_at",
+        postgresql_where=text("mismatch"),
+        sqlite_where=text("mismatch = 1"),
+    ),
 )
 """Amounts are minor units with `exponent` decimals."""
 
@@ -146,6 +157,8 @@ expectations = Table(
     Column("token", String(255)),
     Column("webhook_token", String(255)),
     Column("valid_to", UtcTime),
+    Column("merchant", String(100)),
     Index(None, "provider", "facility", "reference"),
+    Index(None, "registered_at"),
 )
 """`key` is ``token:`` and the token, or ``ref:`` and the reference."""
