@@ -8,6 +8,7 @@ PostbackError
 │   ├── SealBroken          its seal fits none of the seal keys
 │   └── NewerEnvelope       it was written by a newer version
 ├── LedgerAway              the ledger's database does not answer; the same work succeeds later
+├── NotDone                 what an operator asked for cannot be done as asked; nothing was changed
 └── BodyError               a stored raw body cannot be had
     ├── BodyLocked          none of the configured body keys opens it
     └── BodyPurged          its time was over
@@ -49,6 +50,15 @@ class Reason(StrEnum):
     TOKEN_UNKNOWN = "token_unknown"  # noqa: S105
     INTERPRETATION_FAILED = "interpretation_failed"
 
+    CURSOR_MALFORMED = "cursor_malformed"
+    TOO_MANY_FOUND = "too_many_found"
+    UNKNOWN_ID = "unknown_id"
+    REASON_MISSING = "reason_missing"
+    NOTHING_CHOSEN = "nothing_chosen"
+    ALREADY_IN_REPLAY = "already_in_replay"
+    SECOND_OPERATOR_NEEDED = "second_operator_needed"
+    STATE_CHANGED = "state_changed"
+
 
 STATUS_OF: dict[Reason, int] = {
     Reason.UNKNOWN_ENDPOINT: 404,
@@ -65,6 +75,14 @@ STATUS_OF: dict[Reason, int] = {
     Reason.BODY_TOO_SLOW: 408,
     Reason.HELD_FULL: 429,
     Reason.REQUEST_MALFORMED: 400,
+    Reason.CURSOR_MALFORMED: 400,
+    Reason.TOO_MANY_FOUND: 400,
+    Reason.UNKNOWN_ID: 404,
+    Reason.REASON_MISSING: 400,
+    Reason.NOTHING_CHOSEN: 400,
+    Reason.ALREADY_IN_REPLAY: 409,
+    Reason.SECOND_OPERATOR_NEEDED: 409,
+    Reason.STATE_CHANGED: 409,
 }
 
 
@@ -94,6 +112,14 @@ class NotStored(PostbackError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(Reason.NOT_STORED, detail)
+
+
+class NotDone(PostbackError):
+    """What an operator asked for cannot be done as asked; nothing was changed. `status` is what the API answers."""
+
+    @property
+    def status(self) -> int:
+        return STATUS_OF[self.reason]
 
 
 class BatchError(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from tests.chaos.journal import Journal, digest
-from workers.ledger import queries
+from workers.ledger import pages, queries
 from workers.ledger.database import open_engine
 from workers.ledger.tables import notifications, repeats
 
@@ -135,7 +135,7 @@ def _repeats(connection: Connection) -> Iterator[tuple[Any, ...]]:
 
 
 def _payments(connection: Connection) -> Iterator[tuple[Any, ...]]:
-    for payment in queries.list_payments(connection, queries.Filter()):
+    for payment in pages.every_payment(connection, queries.Filter()):
         yield (
             payment["provider"],
             payment["facility"],

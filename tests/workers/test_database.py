@@ -23,9 +23,11 @@ from receiver.errors import ConfigurationError, LedgerAway
 from tests.servers import eventually, running_postgres
 from tests.workers import material
 from tests.workers.material import counted, crash, held_up, only_payment, processed, rows, start_again, waits_for_a_lock
-from workers.ledger import database, queries
+from workers.ledger import database, pages, queries
 from workers.ledger.ledger import Ledger
 from workers.ledger.tables import metadata, notifications
+
+NEWEST = max(path.name[:4] for path in (database.MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NEWEST = max(path.name for path in (database.MIGRATIONS / "versions").glob("0*.py"))[:4]
@@ -327,7 +329,7 @@ def test_a_schema_that_is_not_there_is_away(empty_url: Callable[[str], str], dia
     with pytest.raises(LedgerAway):
         ledger.expect(material.expected(), material.never_judged)
     with pytest.raises(LedgerAway), queries.reading(engine) as connection:
-        list(queries.list_payments(connection, queries.Filter()))
+        list(pages.every_payment(connection, queries.Filter()))
     engine.dispose()
 
 

@@ -30,7 +30,7 @@ from tests.workers.material import (
     sealed,
 )
 from workers import health
-from workers.ledger import queries
+from workers.ledger import pages, queries
 from workers.ledger.ledger import Ledger, Mismatch
 from workers.ledger.payments import fold
 from workers.ledger.queries import Filter
@@ -90,7 +90,7 @@ def test_what_differs_is_a_mismatch_and_an_alarm(
     with queries.reading(engine) as connection:
         assert queries.count_mismatches(connection) == len(alarms)
         (shown,) = queries.show_payment(connection, SAID.receipt_number or "")
-        assert len(list(queries.list_payments(connection, Filter(mismatch=True)))) == len(alarms)
+        assert len(list(pages.every_payment(connection, Filter(mismatch=True)))) == len(alarms)
     assert (tuple(shown["differs"]), shown["expected"]["due_at"]) == (differs, utc(NOW) + timedelta(days=1))
 
 

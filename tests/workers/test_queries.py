@@ -16,7 +16,7 @@ from receiver.notification import Effect, utc
 from tests.support import EXPECTED_CASUAL, recorded
 from tests.workers import material
 from tests.workers.material import MOMENT, NOW, delivered, envelope, never_judged, pipeline, processed, sealed
-from workers.ledger import database, queries
+from workers.ledger import database, pages, queries
 from workers.ledger.bodies import Bodies
 from workers.ledger.ledger import Interpreted, Ledger
 from workers.ledger.queries import Filter
@@ -67,11 +67,11 @@ def listed(engine: Engine, list_: Callable[[Connection, Filter], Any], **wanted:
 
 
 def keys(engine: Engine, **wanted: Any) -> list[str]:
-    return [found["dedupe_key"] for found in listed(engine, queries.list_notifications, **wanted)]
+    return [found["dedupe_key"] for found in listed(engine, pages.every_notification, **wanted)]
 
 
 def ids(engine: Engine, **wanted: Any) -> list[str]:
-    return [found["payment_id"] for found in listed(engine, queries.list_payments, **wanted)]
+    return [found["payment_id"] for found in listed(engine, pages.every_payment, **wanted)]
 
 
 def shown(engine: Engine, notification_id: str) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ def shown(engine: Engine, notification_id: str) -> dict[str, Any] | None:
 def test_a_notification_has_exactly_the_contracts_keys(ledger: Ledger, engine: Engine) -> None:
     came = envelope("evt_1")
     ledger.record([Interpreted(came, "failed", "interpretation_failed", "Traceback ...")])
-    (found,) = listed(engine, queries.list_notifications)
+    (found,) = listed(engine, pages.every_notification)
     assert list(found) == NOTIFICATION
     assert found | {"processed_at": None} == {
         "id": came.id,
@@ -105,13 +105,13 @@ def test_a_notification_has_exactly_the_contracts_keys(ledger: Ledger, engine: E
 
 def test_a_processed_notification_has_no_reason(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed("k1", material.event())])
-    assert [found["reason"] for found in listed(engine, queries.list_notifications)] == [None]
+    assert [found["reason"] for found in listed(engine, pages.every_notification)] == [None]
 
 
 def test_a_payment_has_exactly_the_contracts_keys(ledger: Ledger, engine: Engine) -> None:
     said = material.event(amount=62400, surcharge=2400, currency="AUD", receipt_number="R", custom={"customTitle": "é"})
     ledger.record([processed("k1", said)])
-    (found,) = listed(engine, queries.list_payments)
+    (found,) = listed(engine, pages.every_payment)
     assert list(found) == PAYMENT
     assert (found["amount"], found["surcharge"], found["amount_refunded"]) == ("624.00", "24.00", "0.00")
     assert (found["state"], found["currency"], found["custom"]) == ("captured", "AUD", {"customTitle": "é"})
@@ -134,7 +134,7 @@ def test_amounts_are_decimal_texts(
     ledger: Ledger, engine: Engine, currency: str, exponent: int, amount: int | None, text: str | None
 ) -> None:
     ledger.record([processed("k1", material.event(amount=amount, currency=currency, exponent=exponent))])
-    assert listed(engine, queries.list_payments)[0]["amount"] == text
+    assert listed(engine, pages.every_payment)[0]["amount"] == text
 
 
 def test_an_expectation_shows_no_secret(ledger: Ledger, engine: Engine) -> None:
@@ -168,14 +168,19 @@ def several(ledger: Ledger) -> None:
         received_at = NOW + number * second
         came = envelope(
             f"k{number}",
-            id=f"0000000{number}-0000-7000-8000-000000000000",
+            id=f"{pages.first_id(utc(received_at))}-7000-8000-00000000000{number}",
             provider=provider,
             facility=facility,
             received_at=received_at,
         )
         effect = Effect.DECLINED if number == 2 else Effect.CAPTURED
         said = material.event(
-            effect, payment_id=f"p{number}", receipt_number=f"10%_0{number}", reference=f"Ref/{number}"
+            effect,
+            payment_id=f"p{number}",
+            receipt_number=f"10%_0{number}",
+            reference=f"Ref/{number}",
+            customer_reference=f"CUSTOMER-{number}",
+            amount=1200 + number,
         )
         ledger.record([Interpreted(came, "failed", "x") if number == 3 else Interpreted(came, "processed", event=said)])
 
@@ -196,8 +201,16 @@ def several(ledger: Ledger) -> None:
         ({"search": "k2"}, ["k2"]),
         ({"search": "K2"}, ["k2"]),
         ({"search": "p4"}, ["k4"]),
-        ({"search": "00000001"}, ["k1"]),
-        ({"search": "payment_capt"}, ["k4", "k3", "k1"]),
+        ({"search": pages.first_id(MOMENT)[:8]}, ["k4", "k3", "k2", "k1"]),
+        ({"search": pages.first_id(MOMENT + timedelta(seconds=1)).upper()}, ["k1"]),
+        ({"search": "0"}, []),
+        ({"search": "10%_04"}, ["k4"]),
+        ({"search": "ref/"}, []),
+        ({"search": "Ref/"}, ["k4", "k2", "k1"]),
+        ({"search": "Ref/", "provider": "checkout", "limit": 1}, ["k4"]),
+        ({"search": "customer-2"}, ["k2"]),
+        ({"search": "12.04"}, ["k4"]),
+        ({"search": "capt"}, []),
         ({"search": "%"}, []),
         ({"search": "k_"}, []),
         ({"search": "\\"}, []),
@@ -223,10 +236,16 @@ def test_notifications_newest_first(engine: Engine, wanted: dict[str, Any], foun
         ({"provider": "checkout"}, ["p4", "p1"]),
         ({"facility": "main"}, ["p1"]),
         ({"search": "P1"}, ["p1"]),
-        ({"search": "%_"}, ["p4", "p2", "p1"]),
-        ({"search": "_02"}, ["p2"]),
-        ({"search": "ref/4"}, ["p4"]),
-        ({"search": "ref_4"}, []),
+        ({"search": "10%_0"}, ["p4", "p2", "p1"]),
+        ({"search": "10%_0", "state": "declined"}, ["p2"]),
+        ({"search": "_02"}, []),
+        ({"search": "Ref/4"}, ["p4"]),
+        ({"search": "Ref_4"}, []),
+        ({"search": "customer-"}, ["p4", "p2", "p1"]),
+        ({"search": "12.02"}, ["p2"]),
+        ({"search": "12.020"}, ["p2"]),
+        ({"search": "1202"}, []),
+        ({"search": "99999999999999999.99"}, []),
         ({"search": "1%0"}, []),
         ({"search": "\x00"}, []),
     ],
@@ -238,7 +257,7 @@ def test_payments_last_changed_first(engine: Engine, wanted: dict[str, Any], fou
 
 @pytest.mark.usefixtures("several")
 def test_payments_by_the_time_of_their_last_change(engine: Engine) -> None:
-    last, *others = (found["updated_at"] for found in listed(engine, queries.list_payments))
+    last, *others = (found["updated_at"] for found in listed(engine, pages.every_payment))
     assert ids(engine, since=last) == ["p4"]
     assert ids(engine, until=last) == ["p2", "p1"]
     assert ids(engine, since=others[-1], until=last) == ["p2", "p1"]
@@ -249,7 +268,7 @@ def test_a_long_list_is_read_in_pages(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed(f"l{number}", material.event(payment_id=None)) for number in range(600)])
     assert len(keys(engine)) == 1100
     with queries.reading(engine) as connection:
-        assert next(queries.list_notifications(connection, Filter()))["deliveries"] == 1
+        assert next(pages.every_notification(connection, Filter()))["deliveries"] == 1
 
 
 @pytest.mark.usefixtures("several")

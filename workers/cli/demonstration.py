@@ -13,7 +13,7 @@ from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from workers.cli import output, payments, simulate
 from workers.cli.ledger import opened_with
-from workers.ledger import queries
+from workers.ledger import pages, queries
 from workers.simulator import SENDERS
 from workers.simulator.run import run
 
@@ -59,7 +59,7 @@ async def _send(settings: Settings) -> None:
 def _payments(settings: Settings) -> list[dict[str, Any]]:
     try:
         with opened_with(settings) as connection:
-            return list(queries.list_payments(connection, queries.Filter(limit=1000)))
+            return list(pages.every_payment(connection, queries.Filter(limit=1000)))
     except LedgerAway:
         return []
 

@@ -11,7 +11,6 @@ from workers.cli import options, output
 app = typer.Typer(help="What came, and what became of it.", no_args_is_help=True)
 
 _COLUMNS = ("received_at", "provider", "facility", "event_type", "state", "reason", "deliveries", "conflicts", "id")
-_SHOWN = 50
 
 
 @app.command("list")
@@ -28,16 +27,16 @@ def list_(
 ) -> None:
     """List notifications, newest first."""
     from workers.cli.ledger import opened
-    from workers.ledger import queries
+    from workers.ledger import pages, queries
 
-    limit = limit or (None if as_json else _SHOWN)
     wanted = options.wanted(queries.NOTIFICATION_STATES, state, provider, facility, since, until, search, limit)
     with opened(config) as connection:
-        found = queries.list_notifications(connection, wanted)
         if as_json:
-            output.json_lines(found)
+            output.json_lines(pages.every_notification(connection, wanted))
         else:
-            output.table(found, _COLUMNS, empty="No notifications.")
+            page = pages.page_notifications(connection, wanted)
+            output.table(page.items, _COLUMNS, empty="No notifications.")
+            options.tell_of_more(page)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from receiver.settings import Settings
+    from workers.ledger.pages import Page
     from workers.ledger.queries import Filter
 
 Config = Annotated[
@@ -20,7 +22,7 @@ Provider = Annotated[str | None, typer.Option(help="Only this provider.")]
 Facility = Annotated[str | None, typer.Option(help="Only this facility.")]
 Since = Annotated[str | None, typer.Option(help="From this time on: 2026-11-22 or 2026-11-22T10:00:00Z (UTC).")]
 Until = Annotated[str | None, typer.Option(help="Before this time.")]
-Search = Annotated[str | None, typer.Option(help="Part of an id, a receipt or a reference.")]
+Search = Annotated[str | None, typer.Option(help="How an id, a key, a receipt or a reference begins; or an amount.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, newest first.")]
 
 
@@ -53,6 +55,14 @@ def wanted(
         search=search,
         limit=limit,
     )
+
+
+def tell_of_more(page: Page) -> None:
+    """On standard error: what is listed is not all."""
+    if page.cut:
+        print("The search matches too much to look at all of it: write more of what you look for.", file=sys.stderr)
+    elif page.next is not None:
+        print("There are more: --limit, --until and --json show them.", file=sys.stderr)
 
 
 def moment(text: str | None, option: str) -> datetime | None:

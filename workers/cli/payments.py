@@ -12,7 +12,6 @@ from workers.cli import options, output
 app = typer.Typer(help="One true record per payment.", no_args_is_help=True)
 
 COLUMNS = ("updated_at", "provider", "facility", "payment_id", "state", "amount", "currency", "reference", "mismatch")
-_SHOWN = 50
 
 
 @app.command("list")
@@ -30,17 +29,17 @@ def list_(
 ) -> None:
     """List payments, last changed first."""
     from workers.cli.ledger import opened
-    from workers.ledger import queries
+    from workers.ledger import pages, queries
 
-    limit = limit or (None if as_json else _SHOWN)
     wanted = options.wanted(queries.PAYMENT_STATES, state, provider, facility, since, until, search, limit)
     wanted = replace(wanted, mismatch=mismatch)
     with opened(config) as connection:
-        found = queries.list_payments(connection, wanted)
         if as_json:
-            output.json_lines(found)
+            output.json_lines(pages.every_payment(connection, wanted))
         else:
-            output.table(found, COLUMNS, empty="No payments.")
+            page = pages.page_payments(connection, wanted)
+            output.table(page.items, COLUMNS, empty="No payments.")
+            options.tell_of_more(page)
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""Reading the ledger: the objects of the contract, newest first."""
+"""Reading the ledger: the objects of the contract, one of them, and what may be shown. `pages` lists them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +30,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What to list; None means everything."""
+    """What to list; None means everything. `search` is what `workers.ledger.search` finds."""
 
     state: str | None = None
     provider: str | None = None
@@ -54,41 +54,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield reader
 
 
-def list_notifications(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
-    columns = notifications.c
-    query = select(notifications).where(*_conditions(notifications, wanted, columns.received_at))
-    if wanted.search:
-        query = query.where(
-            _contains(wanted.search, [columns.id, columns.payment_id, columns.dedupe_key, columns.event_type])
-        )
-    for row in _rows(connection, query.order_by(columns.id.desc()), wanted.limit):
-        yield notification(row)
-
-
-def list_payments(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
-    columns = payments.c
-    query = select(payments).where(*_conditions(payments, wanted, columns.updated_at))
-    if wanted.mismatch:
-        query = query.where(columns.mismatch)
-    if wanted.search:
-        query = query.where(
-            _contains(
-                wanted.search,
-                [columns.payment_id, columns.receipt_number, columns.reference, columns.customer_reference],
-            )
-        )
-    order = (columns.updated_at.desc(), columns.provider, columns.facility, columns.payment_id)
-    for row in _rows(connection, query.order_by(*order), wanted.limit):
-        yield payment(row)
-
-
 def list_expectations(
     connection: Connection, wanted: Filter, overdue_at: datetime | None = None
 ) -> Iterator[dict[str, Any]]:
     """With `overdue_at`: those without a payment whose time was over at that moment."""
     columns = expectations.c
     query = select(expectations, _answered().label("answered"))
-    query = query.where(*_conditions(expectations, wanted, columns.registered_at))
+    query = query.where(*conditions(expectations, wanted, columns.registered_at))
     if overdue_at is not None:
         query = query.where(~_answered(), _due_before(overdue_at))
     order = (columns.registered_at.desc(), columns.key)
@@ -294,24 +266,20 @@ def _expected(connection: Connection, row: Any) -> dict[str, Any]:
     return {"expected": expectation(found) if found else None, "differs": list(folded.differs) if folded else []}
 
 
-def _conditions(table: Any, wanted: Filter, time_column: Any) -> list[ColumnElement[bool]]:
+def conditions(table: Any, wanted: Filter, time_column: Any) -> list[ColumnElement[bool]]:
+    """What `wanted` says of the rows of `table`, but for the search."""
     conditions: list[ColumnElement[bool]] = []
     for name in ("state", "provider", "facility"):
         value = getattr(wanted, name)
         if value is not None:
             conditions.append(table.c[name] == value if storable(value) else false())
+    if wanted.mismatch and table is payments:
+        conditions.append(payments.c.mismatch)
     if wanted.since is not None:
         conditions.append(time_column >= wanted.since)
     if wanted.until is not None:
         conditions.append(time_column < wanted.until)
     return conditions
-
-
-def _contains(part: str, columns: Sequence[Any]) -> ColumnElement[bool]:
-    """Without regard to case, as SQLite compares anyway."""
-    if not storable(part):
-        return false()
-    return or_(*(column.icontains(part, autoescape=True) for column in columns))
 
 
 def _rows(connection: Connection, query: Select[Any], limit: int | None) -> Iterator[Any]:

@@ -130,6 +130,8 @@ def repeat_row(envelope: Envelope, notification_id: str, conflict: bool, bodies:
     return {
         "id": envelope.id,
         "notification_id": notification_id,
+        "provider": envelope.provider,
+        "facility": envelope.facility,
         "conflict": conflict,
         "received_at": utc(envelope.received_at),
         "source": _cut(envelope.source, 45),

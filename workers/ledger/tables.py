@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 metadata = MetaData(
     naming_convention={
@@ -55,16 +55,25 @@ class UtcTime(TypeDecorator[datetime]):
 KEY = 200
 """Longest key; longer ones are replaced by their digest before they come here."""
 
+
+def keyed(length: int) -> TypeEngine[str]:
+    """A text that is searched by its beginning and paged by its order: both databases compare its bytes, so that an
+    index serves both. PostgreSQL would else compare as its locale has it."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+_IN_CONFLICT = text("conflicts > 0")
+
 notifications = Table(
     "notifications",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("provider", String(32), nullable=False),
-    Column("facility", String(64), nullable=False),
-    Column("dedupe_key", String(KEY), nullable=False),
+    Column("id", keyed(36), primary_key=True),
+    Column("provider", keyed(32), nullable=False),
+    Column("facility", keyed(64), nullable=False),
+    Column("dedupe_key", keyed(KEY), nullable=False),
     Column("fingerprint", String(64), nullable=False),
     Column("event_type", String(120), nullable=False),
-    Column("state", String(16), nullable=False),
+    Column("state", keyed(16), nullable=False),
     Column("reason", String(40), nullable=False),
     Column("detail", Text, nullable=False),
     Column("received_at", UtcTime, nullable=False),
@@ -78,20 +87,25 @@ notifications = Table(
     Column("verified", Boolean, nullable=False),
     Column("deliveries", Integer, nullable=False),
     Column("conflicts", Integer, nullable=False),
-    Column("payment_id", String(KEY)),
+    Column("payment_id", keyed(KEY)),
     Column("event", Text),
     UniqueConstraint("provider", "facility", "dedupe_key"),
     Index(None, "provider", "facility", "payment_id"),
     Index(None, "provider", "facility", "id"),
+    Index(None, "provider", "facility", "state", "id"),
     Index(None, "state", "id"),
+    Index("ix_notifications_in_conflict", "id", sqlite_where=_IN_CONFLICT, postgresql_where=_IN_CONFLICT),
 )
-"""`body_key` names the key of an encrypted body, None for a plain one. After `purged_at` the body is empty."""
+"""Ids begin with the time of arrival, so that their order is that of arrival, and a span of time is a span of ids.
+`body_key` names the key of an encrypted body, None for a plain one. After `purged_at` the body is empty."""
 
 repeats = Table(
     "repeats",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("notification_id", String(36), nullable=False),
+    Column("id", keyed(36), primary_key=True),
+    Column("notification_id", keyed(36), nullable=False),
+    Column("provider", keyed(32), nullable=False),
+    Column("facility", keyed(64), nullable=False),
     Column("conflict", Boolean, nullable=False),
     Column("received_at", UtcTime, nullable=False),
     Column("source", String(45), nullable=False),
@@ -101,24 +115,25 @@ repeats = Table(
     Column("body_key", String(16)),
     Column("purged_at", UtcTime),
     Index(None, "notification_id"),
+    Index(None, "provider", "facility", "conflict", "id"),
 )
 """Every further delivery of a notification. A conflict keeps its body; a duplicate says nothing new."""
 
 payments = Table(
     "payments",
     metadata,
-    Column("provider", String(32), primary_key=True),
-    Column("facility", String(64), primary_key=True),
-    Column("payment_id", String(KEY), primary_key=True),
-    Column("receipt_number", String(KEY)),
-    Column("state", String(20), nullable=False),
+    Column("provider", keyed(32), primary_key=True),
+    Column("facility", keyed(64), primary_key=True),
+    Column("payment_id", keyed(KEY), primary_key=True),
+    Column("receipt_number", keyed(KEY)),
+    Column("state", keyed(20), nullable=False),
     Column("amount", BigInteger),
     Column("currency", String(3)),
     Column("exponent", SmallInteger, nullable=False),
     Column("surcharge", BigInteger),
     Column("amount_refunded", BigInteger, nullable=False),
-    Column("reference", String(255)),
-    Column("customer_reference", String(255)),
+    Column("reference", keyed(255)),
+    Column("customer_reference", keyed(255)),
     Column("card_scheme", String(64)),
     Column("response_code", String(64)),
     Column("response_description", String(255)),
@@ -130,9 +145,13 @@ payments = Table(
     Column("custom", Text, nullable=False),
     Column("mismatch", Boolean, nullable=False),
     Index(None, "provider", "facility", "reference"),
-    Index(None, "updated_at"),
-    Index(None, "payment_id"),
+    Index(None, "updated_at", "provider", "facility", "payment_id"),
+    Index(None, "provider", "facility", "state", "updated_at", "payment_id"),
     Index(None, "receipt_number"),
+    Index(None, "reference", "updated_at"),
+    Index(None, "customer_reference", "updated_at"),
+    Index(None, "amount", "updated_at"),
+    Index(None, "payment_id"),
     # Few of many: counted by every health check.
     Index(
         "ix_payments_mismatch",
@@ -146,10 +165,10 @@ payments = Table(
 expectations = Table(
     "expectations",
     metadata,
-    Column("provider", String(32), primary_key=True),
-    Column("facility", String(64), primary_key=True),
-    Column("key", String(300), primary_key=True),
-    Column("reference", String(255), nullable=False),
+    Column("provider", keyed(32), primary_key=True),
+    Column("facility", keyed(64), primary_key=True),
+    Column("key", keyed(300), primary_key=True),
+    Column("reference", keyed(255), nullable=False),
     Column("amount", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
     Column("exponent", SmallInteger, nullable=False),
