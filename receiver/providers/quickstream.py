@@ -13,6 +13,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from receiver.codes import soft_declines
 from receiver.errors import Quarantined, Reason
 from receiver.money import minor_from_text
 from receiver.notification import Effect, PaymentEvent
@@ -37,9 +38,8 @@ EFFECTS = {"0": Effect.CAPTURED, "1": Effect.DECLINED, "2": Effect.PENDING, "3":
 
 # Declines that a later attempt may turn [CODES]. Card and bank codes are two tables: card 01 is not bank 1. They are
 # text.
-_ISO_SOFT_DECLINES = ("01", "05", "19", "22", "51", "61", "65", "68", "75", "90", "91", "92", "94", "96")
-CARD_SOFT_DECLINES = frozenset({*_ISO_SOFT_DECLINES, "Q3", "Q4", "QF", "QX"})
-BANK_SOFT_DECLINES = frozenset({"6", "9"})
+CARD_SOFT_DECLINES = soft_declines("quickstream_card")
+BANK_SOFT_DECLINES = soft_declines("quickstream_bank")
 
 # What makes two deliveries of one receipt say the same.
 _CONTENT = (

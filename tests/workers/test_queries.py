@@ -338,9 +338,24 @@ def test_a_payment_is_found_by_its_id_or_receipt_with_its_notifications(ledger: 
         assert queries.show_payment(connection, "ACME:1003548481") == found
         assert queries.show_payment(connection, "1") == queries.show_payment(connection, "\x00") == []
     assert [(each["facility"], len(each["notifications"])) for each in found] == [("main", 2), ("second", 1)]
-    assert list(found[0]) == [*PAYMENT, "expected", "differs", "notifications"]
+    assert list(found[0]) == [*PAYMENT, "response", "expected", "differs", "notifications"]
+    assert found[0]["response"] is None
     assert {each["id"] for each in found[0]["notifications"]} == {first.envelope.id, second.envelope.id}
     assert list(found[0]["notifications"][0]) == NOTIFICATION
+
+
+def test_a_payment_is_shown_with_its_response_code_explained(ledger: Ledger, engine: Engine) -> None:
+    ledger.record(
+        [
+            processed("soft", material.event(Effect.DECLINED, payment_id="pay_1", response_code="20051")),
+            processed("odd", material.event(Effect.DECLINED, payment_id="pay_2", response_code="99999")),
+        ]
+    )
+    with queries.reading(engine) as connection:
+        (soft,), (odd,) = (queries.show_payment(connection, name) for name in ("pay_1", "pay_2"))
+    assert list(soft["response"]) == ["code", "known", "meaning", "summary", "soft_decline", "advice"]
+    assert (soft["response"]["summary"], soft["response"]["meaning"]) == ("soft_decline", "There is not enough money")
+    assert odd["response"] == dict.fromkeys(soft["response"]) | {"code": "99999", "known": False}
 
 
 # -- secrets

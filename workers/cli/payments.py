@@ -56,8 +56,10 @@ def show(payment_id: str, as_json: options.AsJson = False, config: options.Confi
         output.json_lines(found)
         return
     for payment in found:
-        events = payment.pop("notifications")
+        events, response = payment.pop("notifications"), payment.pop("response") or {}
         if expected := payment.pop("expected"):
             payment["expected"] = f"{expected['amount']} {expected['currency']} {expected['merchant'] or ''}".rstrip()
-        output.details(payment)
+        # The code itself stands in the payment.
+        explained = {f"response_{name}": value for name, value in response.items() if name != "code"}
+        output.details(payment | explained)
         output.table(events, ("received_at", "event_type", "state", "deliveries", "conflicts", "id"), empty="")

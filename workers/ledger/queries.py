@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, case, false, func, or_, select, text
 
+from receiver.codes import explain
 from receiver.errors import BodyError
 from receiver.money import text_from_minor
 from receiver.notification import PaymentEvent, PaymentState
@@ -102,8 +103,8 @@ def show_notification(connection: Connection, notification_id: str, bodies: Bodi
 
 
 def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]]:
-    """Every payment with this id or receipt number, each with its notifications in their order, with what was
-    `expected`, and with what `differs` from it."""
+    """Every payment with this id or receipt number, each with its response code explained, with its notifications in
+    their order, with what was `expected`, and with what `differs` from it."""
     if not storable(payment_id):
         return []
     found = connection.execute(
@@ -112,7 +113,11 @@ def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]
         .order_by(payments.c.provider, payments.c.facility, payments.c.payment_id)
     ).all()
     return [
-        payment(row) | _expected(connection, row) | {"notifications": _of_payment(connection, row)} for row in found
+        payment(row)
+        | {"response": msgspec.to_builtins(explain(payment(row)))}
+        | _expected(connection, row)
+        | {"notifications": _of_payment(connection, row)}
+        for row in found
     ]
 
 
