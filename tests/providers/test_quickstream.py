@@ -191,6 +191,7 @@ def test_a_payment_with_all_its_fields() -> None:
         response_description="Approved",
         summary_code="0",
         settlement_date=date(2025, 3, 6),
+        merchant="ACME",
     )
 
 
