@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from receiver.errors import ConfigurationError
-from workers.cli import expect, notifications, operate, payments, processes, refusals, simulate
+from workers.cli import audit, expect, notifications, operate, payments, processes, refusals, simulate
 
 app = typer.Typer(
     name="postback",
@@ -26,6 +26,7 @@ app.add_typer(notifications.app, name="notifications")
 app.add_typer(payments.app, name="payments")
 app.add_typer(refusals.app, name="refusals")
 app.add_typer(expect.app, name="expect")
+app.add_typer(audit.app, name="audit")
 simulate.register(app)
 
 

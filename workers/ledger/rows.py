@@ -54,13 +54,14 @@ def storable(text: str) -> bool:
     return not _NOT_STORABLE.search(text)
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
+    """`text` as every database takes it."""
     return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _cut(value: str | None, length: int) -> str | None:
     """The raw body has the whole text; the record is for finding it."""
-    return _clean(value[:length]) if value is not None else None
+    return cleaned(value[:length]) if value is not None else None
 
 
 def notification_row(item: Interpreted, bodies: Bodies) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def judgement(item: Interpreted) -> dict[str, Any]:
     return {
         "state": item.state,
         "reason": item.reason,
-        "detail": _clean(item.detail)[-_LONGEST_DETAIL:],
+        "detail": cleaned(item.detail)[-_LONGEST_DETAIL:],
         "processed_at": datetime.now(UTC),
         "verified": item.envelope.verified,
         "event_type": _cut(event_type, 120),

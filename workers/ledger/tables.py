@@ -181,3 +181,78 @@ expectations = Table(
     Index(None, "registered_at"),
 )
 """`key` is ``token:`` and the token, or ``ref:`` and the reference."""
+
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", keyed(36), primary_key=True),
+    Column("state", keyed(24), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("origin", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("chosen", Text, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("outcomes", Text, nullable=False),
+    Column("approved_by", String(100)),
+    Column("approved_at", UtcTime),
+    Column("started_at", UtcTime),
+    Column("changed_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Index(None, "state", "id"),
+)
+"""`chosen` is what was asked for, as JSON; `outcomes` counts the results so far, as JSON."""
+
+_WAITING = text("outcome IS NULL")
+
+replay_items = Table(
+    "replay_items",
+    metadata,
+    Column("replay_id", keyed(36), primary_key=True),
+    Column("notification_id", keyed(36), primary_key=True),
+    Column("outcome", keyed(24)),
+    Column("result", Text),
+    Column("done_at", UtcTime),
+    Index(None, "replay_id", "outcome", "notification_id"),
+    Index(None, "notification_id"),
+    # No two replays have the same notification to do, whoever asks for them at the same time.
+    Index("uq_replay_items_waiting", "notification_id", unique=True, sqlite_where=_WAITING, postgresql_where=_WAITING),
+)
+"""One notification of a replay; without an `outcome` it is still to be done. `result` is JSON: before and after."""
+
+resolutions = Table(
+    "resolutions",
+    metadata,
+    Column("kind", keyed(16), primary_key=True),
+    Column("provider", keyed(32), primary_key=True),
+    Column("facility", keyed(64), primary_key=True),
+    Column("subject", keyed(KEY), primary_key=True),
+    Column("verdict", String(16), nullable=False),
+    Column("seen", Integer, nullable=False),
+    Column("operator", String(100), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+"""What needed attention and does not any more: a notification by its id, or a payment by its own. `seen` is how many
+conflicts there were; one more needs attention again."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False),
+    Column("operator", keyed(100), nullable=False),
+    Column("origin", String(200), nullable=False),
+    Column("action", keyed(40), nullable=False),
+    Column("subject", keyed(300), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("facts", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("key", String(16), nullable=False),
+    Column("seal", String(64), nullable=False),
+    Index(None, "operator", "number"),
+    Index(None, "subject", "number"),
+)
+"""What operators did; triggers refuse a change. See `workers.audit`."""
