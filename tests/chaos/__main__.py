@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -18,12 +19,11 @@ from tests.chaos.faults import Faults
 from tests.chaos.journal import Journal
 from tests.chaos.load import Counts, Load
 from tests.chaos.place import Place
-from tests.chaos.upkeep import Use, leaks, measure
+from tests.chaos.upkeep import Use, Watch, leaks, measure
 
 WARM_UP = 10.0
-DRAIN_WITHIN = 180.0
-DRAIN_SHARE = 10.0
-"""Seconds more for each minute of load."""
+STUCK_AFTER = 180.0
+"""Seconds without a batch less on its way, at the end, after which it will never be drained."""
 SHOWN = 20
 REPORT_EVERY = 30.0
 
@@ -66,8 +66,12 @@ async def _run(place: Place, options: argparse.Namespace) -> Result:
     load = Load(settings.endpoints, client, journal, Random(f"load {options.seed}"))
     faults = Faults(place, Random(f"faults {options.seed}"))
     seconds = options.minutes * 60
-    looking = asyncio.create_task(place.look_after())
-    reporting = asyncio.create_task(_report(load, faults, place))
+    watch = Watch()
+    helpers = [
+        asyncio.create_task(place.look_after()),
+        asyncio.create_task(watch.run(place)),
+        asyncio.create_task(_report(load, faults, place)),
+    ]
     try:
         sending = asyncio.create_task(load.run(options.rate, seconds))
         await asyncio.sleep(WARM_UP)
@@ -75,11 +79,12 @@ async def _run(place: Place, options: argparse.Namespace) -> Result:
         await faults.run(max(seconds - WARM_UP, 0), options.every)
         await sending
         await load.finish()
-        complaints = await _drain(place, DRAIN_WITHIN + DRAIN_SHARE * options.minutes)
+        complaints = await _drain(place)
     finally:
-        looking.cancel()
-        reporting.cancel()
+        for helper in helpers:
+            helper.cancel()
         client.close()
+    complaints += watch.complaints()
     complaints += await _leaks(place, before, load.counts.registered)
     if aside := place.set_aside():
         complaints.append(f"{aside} batches were set aside")
@@ -87,23 +92,25 @@ async def _run(place: Place, options: argparse.Namespace) -> Result:
     health = await asyncio.to_thread(place.installation.run, "health")
     if health.returncode:
         complaints.append(f"health: {health.stdout.strip()}")
-    _say(_uses(before, measure(place)))
+    _say(f"{_uses(before, measure(place))}; the most of one process: {_uses(watch.most, None)}")
     findings = await asyncio.to_thread(audit, journal, place.database_url)
     journal.close()
     return Result(load.counts, findings, dict(faults.counts), faults.skipped, complaints)
 
 
-async def _drain(place: Place, within: float) -> list[str]:
-    """Waits until all is in the ledger."""
+async def _drain(place: Place) -> list[str]:
+    """Waits until all is in the ledger, as long as it becomes less."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within
+    least, since = sys.maxsize, loop.time()
     quiet = 0
     while quiet < 3:
         # A batch that is just being taken shows nowhere for an instant.
-        left = await asyncio.to_thread(place.unfinished) if await place.ready() else "not ready"
-        quiet = 0 if left else quiet + 1
-        if loop.time() > deadline:
-            return [f"not drained after {within:.0f} s: {left}"]
+        left = await asyncio.to_thread(place.unfinished) if await place.ready() else None
+        quiet = quiet + 1 if left is not None and not left.batches else 0
+        if left is not None and left.batches < least:
+            least, since = left.batches, loop.time()
+        if loop.time() > since + STUCK_AFTER:
+            return [f"not drained: {left or 'not ready'} after {STUCK_AFTER:.0f} s without one batch less"]
         await asyncio.sleep(0.5)
     return []
 
@@ -112,9 +119,10 @@ async def _leaks(place: Place, before: dict[str, Use], tokens: int) -> list[str]
     """What is still too much some time after the last connection was closed."""
     await place.sender_link.stop()
     found: list[str] = []
-    for _ in range(20):
+    for _ in range(40):
         await asyncio.sleep(0.5)
-        found = leaks(before, measure(place), tokens)
+        await asyncio.to_thread(place.tidy)
+        found = leaks(before, measure(place), tokens) + await asyncio.to_thread(place.left_over)
         if not found:
             break
     return found
@@ -129,7 +137,7 @@ async def _report(load: Load, faults: Faults, place: Place) -> None:
         _say(
             f"{loop.time() - began:.0f} s: {counts.notifications} notifications, {counts.sent} sent,"
             f" {counts.acknowledged} acknowledged, {counts.gave_up} given up, {faults.counts.total()} faults;"
-            f" {_uses(measure(place), None)}; {await asyncio.to_thread(place.unfinished)}"
+            f" {_uses(measure(place), None)}; {await asyncio.to_thread(place.unfinished) or 'Valkey does not answer'}"
         )
 
 
@@ -157,9 +165,14 @@ def figures(result: Result, options: argparse.Namespace) -> str:
         f" stored={findings.stored} payments={findings.payments} lost={len(findings.lost)}"
         f" doubled={len(findings.doubled)} wrong={len(findings.wrong) + len(result.complaints)}"
         f" given_up={counts.gave_up} forged={counts.forged} forged_accepted={counts.forged_accepted}"
-        f" longest_without_200={counts.longest_without_200:.1f}s"
+        f" longest_without_200={counts.longest_without_200:.1f}s harness={_peak() >> 20}MiB"
         f" faults={sum(result.faults.values())} ({kinds}{skipped})"
     )
+
+
+def _peak() -> int:
+    """The most memory that this process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def main() -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 
 from redis.exceptions import RedisError
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from tests.chaos.link import Link, Mode
 from tests.chaos.place import Place
@@ -95,13 +97,17 @@ class Faults:
         deck = [
             fault("serve_killed", SERVE, lambda _: self._kill("serve")),
             fault("serve_stopped", SERVE, lambda seconds: self._stop("serve", seconds)),
+            fault("serve_restarted", SERVE, lambda _: self._kill("serve", signal.SIGTERM)),
             fault("work_killed", WORK, lambda _: self._kill("work")),
             fault("work_stopped", WORK, lambda seconds: self._stop("work", seconds), 9.0),
+            fault("work_restarted", WORK, lambda _: self._kill("work", signal.SIGTERM)),
             fault("valkey_killed", VALKEY, lambda _: self._kill("valkey")),
+            fault("valkey_restarted", VALKEY, lambda _: self._kill("valkey", signal.SIGTERM)),
             fault("valkey_stopped", VALKEY, lambda seconds: self._stop("valkey", seconds)),
             fault("valkey_full", VALKEY, self._fill_valkey),
             fault("up_stopped", UP, lambda seconds: self._stop("up", seconds)),
-            Fault("up_killed", EVERYTHING, self._kill_up),
+            Fault("up_killed", EVERYTHING, lambda _: self._end_up(signal.SIGKILL)),
+            Fault("up_restarted", EVERYTHING, lambda _: self._end_up(signal.SIGTERM)),
         ]
         for mode in (Mode.CUT, Mode.DELAY, Mode.HALVE):
             deck.append(fault(f"senders_{mode}", SENDERS, self._link_fault(self._place.sender_link, mode)))
@@ -115,6 +121,7 @@ class Faults:
             return deck
         deck += [
             fault("postgres_backend_killed", STORE, lambda _: self._kill_backend()),
+            fault("postgres_locked", STORE, self._lock_postgres, 12.0),
             fault("postgres_killed", STORE, self._kill_postgres),
             fault("postgres_restarted", STORE, self._restart_postgres, 12.0),
             fault("postgres_stopped", STORE, lambda seconds: self._stop("postgres", seconds)),
@@ -124,8 +131,8 @@ class Faults:
             deck.append(fault(f"store_{mode}", STORE, self._link_fault(self._place.store_link, mode)))
         return deck
 
-    async def _kill(self, role: str) -> None:
-        os.kill(self._one_of(role), signal.SIGKILL)
+    async def _kill(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self._one_of(role), how)
         # Nothing else hits it before it can have been started again.
         await asyncio.sleep(1.0)
 
@@ -140,10 +147,10 @@ class Faults:
         with _stopped(pids):
             await asyncio.sleep(seconds)
 
-    async def _kill_up(self, seconds: float) -> None:
+    async def _end_up(self, how: signal.Signals) -> None:
         process = self._place.installation.process
         assert process is not None
-        process.kill()
+        process.send_signal(how)
         await asyncio.to_thread(process.wait)
         await self._place.start_again()
 
@@ -225,6 +232,24 @@ class Faults:
                 raise NotNow from None
             finally:
                 other.close()
+
+        await asyncio.to_thread(lock)
+
+    async def _lock_postgres(self, seconds: float) -> None:
+        """As long as a careless migration or a dump would."""
+
+        def lock() -> None:
+            assert self._place.postgres is not None
+            engine = create_engine(self._place.postgres.url)
+            try:
+                with engine.begin() as other:
+                    other.execute(text("SET LOCAL lock_timeout = '10s'"))
+                    other.execute(text("LOCK TABLE notifications, payments IN ACCESS EXCLUSIVE MODE"))
+                    time.sleep(seconds)
+            except DBAPIError:
+                raise NotNow from None
+            finally:
+                engine.dispose()
 
         await asyncio.to_thread(lock)
 

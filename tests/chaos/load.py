@@ -38,10 +38,15 @@ FORGED = 0.01
 SHUFFLED = 0.3
 EARLY = 0.1
 """Of the Debitsuccess payments: notified before the merchant registered them."""
-STAGGER = 0.03
+STAGGER = 2
+"""Ticks from one delivery of a payment to the next, at most."""
 BURST_EVERY, BURST, BURST_FACTOR = 10.0, 2.0, 2.5
+CATCH_UP = 0.08
+"""Share of the time that may be added to start what could not be started in time."""
 MOST_UNDER_WAY = 4000
-TICK = 0.02
+TICK = 0.2
+"""Seconds between two moments at which deliveries begin, many at once, as gateways send what has gathered in their own
+queues. It also keeps the batches large, so that much is at stake in each; the bench sends one by one."""
 
 # What one notification says of its payment, in the words of the payment object.
 _QUICKSTREAM = {"0": "captured", "1": "declined", "2": "pending", "3": "failed"}
@@ -67,6 +72,8 @@ _EXPONENT = {"JPY": 0, "KWD": 3}
 
 @dataclass(slots=True)
 class Counts:
+    started: int = 0
+    """Notifications, forged ones with them."""
     payments: int = 0
     notifications: int = 0
     sent: int = 0
@@ -121,23 +128,30 @@ class Load:
         self.failure: BaseException | None = None
 
     async def run(self, rate: float, seconds: float) -> None:
-        """Starts `rate` notifications a second for so long. What could not be started in time is caught up with."""
+        """Starts `rate` notifications a second for so long. What could not be started in time is caught up with, also
+        a little after it."""
         loop = asyncio.get_running_loop()
         began = last = loop.time()
         due = 0.0
+        wanted = rate * seconds
         # Bursts come on top of a base that keeps the average.
         base = rate / (1 + (BURST_FACTOR - 1) * BURST / BURST_EVERY)
-        while (now := loop.time()) - began < seconds and self.failure is None:
-            burst = (now - began) % BURST_EVERY < BURST
-            due = min(due + base * (BURST_FACTOR if burst else 1) * (now - last), 60 * rate)
+        while self.failure is None:
+            elapsed = (now := loop.time()) - began
+            if elapsed >= seconds * (1 if self.counts.started >= wanted - rate else 1 + CATCH_UP):
+                return
+            burst = elapsed % BURST_EVERY < BURST
+            due += base * (BURST_FACTOR if burst else 1) * (now - last)
+            due = min(due, wanted - self.counts.started)
             last = now
             started = 0
             while due >= 1 and len(self._tasks) < MOST_UNDER_WAY and started < rate:
                 begun = self._start_payment()
                 due -= begun
                 started += begun
+                self.counts.started += begun
             self._journal.commit()
-            await asyncio.sleep(TICK)
+            await self._tick(1)
 
     async def finish(self) -> None:
         """Returns when every delivery was answered or given up."""
@@ -201,7 +215,7 @@ class Load:
             deliveries.append(asyncio.create_task(self._deliver(provider, numbers[index], message)))
             if len(self._late) < 2000 and self._random.random() < LATE:
                 self._late.append((numbers[index], message, provider))
-            await asyncio.sleep(self._random.random() * STAGGER)
+            await self._tick(self._random.randint(0, STAGGER))
         if early:
             for outgoing in expectations:
                 await self._register(outgoing)
@@ -275,6 +289,12 @@ class Load:
         self.counts.forged += 1
         if status == 200 and json.loads(body)["status"] != "held":
             self.counts.forged_accepted += 1
+
+    async def _tick(self, further: int) -> None:
+        """Until so many of the common moments have passed."""
+        if further:
+            now = asyncio.get_running_loop().time()
+            await asyncio.sleep((int(now / TICK) + further) * TICK - now)
 
     async def _pause(self, seconds: float) -> None:
         if self.calm.is_set():

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import httpx
 from redis import Redis
@@ -22,6 +23,25 @@ from tests.live.postgres import Postgres
 
 SPOOL_DISK = "24m"
 """Enough for the load of a minute, and quickly filled."""
+CONNECTIONS = 2
+"""Of a worker to its database, at most."""
+
+
+class Unfinished(NamedTuple):
+    """Batches on their way to the ledger, by where they are."""
+
+    queued: int
+    between: int
+    started: int
+    scheduled: int
+    spooled: int
+
+    @property
+    def batches(self) -> int:
+        return sum(self)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{number} {where}" for where, number in self._asdict().items())
 
 
 class Place:
@@ -114,8 +134,8 @@ class Place:
             return False
         return answer.status_code == 200
 
-    def unfinished(self) -> str:
-        """What is still on its way to the ledger; "" when nothing is."""
+    def unfinished(self) -> Unfinished | None:
+        """What is still on its way to the ledger; None when nobody answers."""
         redis = self.redis()
         try:
             pipeline = redis.pipeline(transaction=False)
@@ -127,17 +147,47 @@ class Place:
             ):
                 getattr(pipeline, kind)(key)
             queued, between, started, scheduled = pipeline.execute()
-        except (RedisError, OSError) as error:
-            return f"Valkey does not answer: {error}"
+            answer = self.installation.client.get("/readyz", timeout=5)
+            return Unfinished(queued, between, started, scheduled, answer.json().get("spool_batches", 0))
+        except (RedisError, OSError, httpx.TransportError, ValueError):
+            return None
         finally:
             redis.close()
+
+    def tidy(self) -> None:
+        """Lets Valkey give back what it keeps for the next time, which is not what it leaks."""
+        redis = self.redis()
         try:
-            spooled = self.installation.client.get("/readyz", timeout=5).json().get("spool_batches", 0)
-        except (httpx.TransportError, ValueError) as error:
-            return f"the receiver does not answer: {error}"
-        if not any((queued, between, started, scheduled, spooled)):
-            return ""
-        return f"{queued} queued, {between} between, {started} started, {scheduled} scheduled, {spooled} spooled"
+            redis.memory_purge()
+        except (RedisError, OSError):
+            pass
+        finally:
+            redis.close()
+
+    def left_over(self) -> list[str]:
+        """What should not be there any more when all is done."""
+        found = self._keys_left()
+        if self.postgres is not None:
+            backends = len(self.postgres.backends())
+            allowed = CONNECTIONS * len(self.pids("work"))
+            if backends > allowed:
+                found.append(f"{backends} connections to PostgreSQL, at most {allowed} are needed")
+        return found
+
+    def _keys_left(self) -> list[str]:
+        """Keys of jobs that are over and will not end by themselves: of each kind how many, and one of them."""
+        redis = self.redis()
+        kinds: dict[str, list[str]] = {}
+        try:
+            for key in redis.scan_iter("rq:*", count=1000):
+                kind = key.decode().split(":")[1]
+                if kind in ("job", "results", "execution", "executions") and redis.ttl(key) == -1:
+                    kinds.setdefault(kind, []).append(key.decode())
+        except (RedisError, OSError) as error:
+            return [f"Valkey does not answer: {error}"]
+        finally:
+            redis.close()
+        return [f"{len(keys)} keys of {kind} left, such as {keys[0]}" for kind, keys in kinds.items()]
 
     def set_aside(self) -> int:
         redis = self.redis()
