@@ -7,10 +7,12 @@ import os
 import re
 import tomllib
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +27,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PLACEHOLDERS = frozenset({"...", "changeme", "change-me", "change_me"})
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+# Names of people may be addresses, as identity providers have them.
+OPERATOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}", re.ASCII)
+_PASSWORD_HASH = re.compile(rb"\$(scrypt|argon2id)\$[\x21-\x7e]{20,400}")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})\s*(B|KiB|MiB|GiB)", re.ASCII)
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -61,6 +67,14 @@ class Receive(_Section, frozen=True):
 
 class Console(_Section, frozen=True):
     bind: str = "127.0.0.1:8081"
+    public_url: str | None = None
+    """Where browsers find the console when that is not `bind`: behind a proxy with TLS, ``https://...``."""
+    trusted_proxies: tuple[str, ...] = ()
+    """CIDRs; forwarded headers and `sign_in_header` count only from these."""
+    sign_in_header: str | None = None
+    """A header in which a trusted proxy names the operator whom it has signed in."""
+    idle_minutes: int = 30
+    session_hours: int = 12
 
 
 class Queue(_Section, frozen=True):
@@ -74,9 +88,23 @@ class Store(_Section, frozen=True):
     """None: SQLite under `data_dir`."""
 
 
+class Role(StrEnum):
+    """What an operator may do; each may also do what those before it may."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    APPROVER = "approver"
+
+    def includes(self, other: Role) -> bool:
+        roles = list(Role)
+        return roles.index(self) >= roles.index(other)
+
+
 class Operator(_Section, frozen=True):
     name: str
-    password_hash: Secret
+    password_hash: Secret | None = None
+    """None: may sign in through a trusted proxy only."""
+    role: Role = Role.VIEWER
 
 
 class Security(_Section, frozen=True):
@@ -180,11 +208,9 @@ def _check(settings: Settings) -> None:
     if settings.receive.max_held < 0:
         raise ConfigurationError("receive.max_held: must be 0 or more.")
     host_and_port(settings.receive.bind, "receive.bind")
-    host_and_port(settings.console.bind, "console.bind")
-    for index, network in enumerate(networks(settings.receive.trusted_proxies, "receive.trusted_proxies")):
-        if network.prefixlen == 0:
-            # Then the first address of X-Forwarded-For would count, which the sender writes.
-            raise ConfigurationError(f"receive.trusted_proxies[{index}]: must not be every address.")
+    _check_proxies(settings.receive.trusted_proxies, "receive.trusted_proxies")
+    _check_console(settings.console)
+    _check_operators(settings)
     seen: set[str] = set()
     for index, endpoint in enumerate(settings.endpoint):
         place = f"endpoint[{index}]"
@@ -206,6 +232,67 @@ def _check(settings: Settings) -> None:
         if not _CURRENCY.fullmatch(getattr(endpoint, "currency", "AUD")):
             raise ConfigurationError(f"{place}.currency: must be three capital letters, such as AUD.")
         allowed_networks(endpoint, provider, place)
+
+
+def _check_proxies(proxies: Sequence[str], place: str) -> None:
+    for index, network in enumerate(networks(proxies, place)):
+        if network.prefixlen == 0:
+            # Then the first address of X-Forwarded-For would count, which the sender writes.
+            raise ConfigurationError(f"{place}[{index}]: must not be every address.")
+
+
+def _check_console(console: Console) -> None:
+    host, _ = host_and_port(console.bind, "console.bind")
+    _check_proxies(console.trusted_proxies, "console.trusted_proxies")
+    if console.public_url is not None:
+        _check_public_url(console.public_url)
+    elif not is_loopback(host):
+        # Passwords and sessions would cross the network in clear.
+        raise ConfigurationError("console.public_url: is needed when console.bind is not a loopback address.")
+    if console.sign_in_header is not None:
+        if not _HEADER.fullmatch(console.sign_in_header):
+            raise ConfigurationError("console.sign_in_header: must be the name of a header, such as X-Remote-User.")
+        if not console.trusted_proxies:
+            raise ConfigurationError("console.trusted_proxies: at least one is needed with console.sign_in_header.")
+    if not 1 <= console.idle_minutes <= 24 * 60:
+        raise ConfigurationError("console.idle_minutes: must be between 1 and 1440.")
+    if not 1 <= console.session_hours <= 7 * 24:
+        raise ConfigurationError("console.session_hours: must be between 1 and 168.")
+
+
+def _check_public_url(public_url: str) -> None:
+    try:
+        parts = urlsplit(public_url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if not host or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigurationError("console.public_url: must be an address without a path, https://console.example.com.")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
+        raise ConfigurationError("console.public_url: must be https, but for a loopback address.")
+
+
+def _check_operators(settings: Settings) -> None:
+    seen: set[str] = set()
+    for index, operator in enumerate(settings.security.operators):
+        place = f"security.operators[{index}]"
+        if not OPERATOR_NAME.fullmatch(operator.name):
+            raise ConfigurationError(f"{place}.name: use letters, digits, '@', '.', '_', '+' and '-' only.")
+        if operator.name.lower() in seen:
+            raise ConfigurationError(f"{place}.name: is the same as another operator's.")
+        seen.add(operator.name.lower())
+        if operator.password_hash is None:
+            if settings.console.sign_in_header is None:
+                raise ConfigurationError(f"{place}.password_hash: is missing; `postback operator add` makes one.")
+        elif not _PASSWORD_HASH.fullmatch(operator.password_hash.reveal()):
+            raise ConfigurationError(f"{place}.password_hash: is no scrypt or argon2id hash; see `postback operator`.")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def allowed_networks(endpoint: Endpoint, provider: Provider, place: str = "endpoint") -> tuple[Network, ...]:

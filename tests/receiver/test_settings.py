@@ -41,7 +41,7 @@ database_url = "postgresql+psycopg://postback@localhost/postback"
 
 [security]
 seal_keys = ["env:TEST_SEAL_KEY", "file:secrets/seal"]
-operators = [{ name = "ops", password_hash = "scrypt$x" }]
+operators = [{ name = "ops", password_hash = "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA" }]
 api_keys = ["literal-api-key"]
 
 [[endpoint]]
@@ -119,7 +119,16 @@ def test_a_whole_file(folder: Path) -> None:
     assert loaded.queue.durability == "relaxed"
     assert revealed(loaded.security.seal_keys) == [b"seal-key-1", b"seal-key-2"]
     assert revealed(loaded.security.api_keys) == [b"literal-api-key"]
-    assert loaded.security.operators[0].password_hash.reveal() == b"scrypt$x"
+    (operator,) = loaded.security.operators
+    assert (operator.name, operator.role) == ("ops", "viewer")
+    assert operator.password_hash is not None
+    assert operator.password_hash.reveal().startswith(b"$scrypt$")
+    assert (loaded.console.public_url, loaded.console.sign_in_header, loaded.console.trusted_proxies) == (
+        None,
+        None,
+        (),
+    )
+    assert (loaded.console.idle_minutes, loaded.console.session_hours) == (30, 12)
     assert list(loaded.endpoints) == [
         ("quickstream", "acme"),
         ("quickstream", "Octane.2-x_y"),
@@ -250,6 +259,33 @@ def test_bad_bind(bind: str) -> None:
         ('bind = "[::1]:8081"', 'port = 1', "console.port: is not a known key."),
         ("{ name =", "{ admin = true, name =", "security.operators[0].admin: is not a known key."),
         ('{ name = "ops", ', "{ ", "security.operators[0].name: is missing."),
+        ('{ name = "ops", ', '{ name = "a b", ',
+         "security.operators[0].name: use letters, digits, '@', '.', '_', '+' and '-' only."),
+        ('password_hash = "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA"', 'password_hash = "hunter2"',
+         "security.operators[0].password_hash: is no scrypt or argon2id hash; see `postback operator`."),
+        (', password_hash = "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA"', "",
+         "security.operators[0].password_hash: is missing; `postback operator add` makes one."),
+        ('{ name = "ops", ',
+         '{ name = "Ops", password_hash = "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA" }, { name = "ops", ',
+         "security.operators[1].name: is the same as another operator's."),
+        ('{ name = "ops", ', '{ name = "ops", role = "admin", ',
+         "security.operators[0].role: is not one of the allowed words."),
+        ('bind = "[::1]:8081"', 'bind = "0.0.0.0:8081"',
+         "console.public_url: is needed when console.bind is not a loopback address."),
+        ('bind = "[::1]:8081"', 'public_url = "http://console.example.com"',
+         "console.public_url: must be https, but for a loopback address."),
+        ('bind = "[::1]:8081"', 'public_url = "https://console.example.com/postback"',
+         "console.public_url: must be an address without a path, https://console.example.com."),
+        ('bind = "[::1]:8081"', 'public_url = "https://[::1"',
+         "console.public_url: must be an address without a path, https://console.example.com."),
+        ('bind = "[::1]:8081"', 'sign_in_header = "X-Remote-User"',
+         "console.trusted_proxies: at least one is needed with console.sign_in_header."),
+        ('bind = "[::1]:8081"', 'sign_in_header = "X Remote"',
+         "console.sign_in_header: must be the name of a header, such as X-Remote-User."),
+        ('bind = "[::1]:8081"', 'trusted_proxies = ["0.0.0.0/0"]',
+         "console.trusted_proxies[0]: must not be every address."),
+        ('bind = "[::1]:8081"', "idle_minutes = 0", "console.idle_minutes: must be between 1 and 1440."),
+        ('bind = "[::1]:8081"', "session_hours = 169", "console.session_hours: must be between 1 and 168."),
         ('seal_keys = ["env:TEST_SEAL_KEY", "file:secrets/seal"]', "", "security.seal_keys: is missing."),
         ('["env:TEST_SEAL_KEY", "file:secrets/seal"]', "[]", "security.seal_keys: at least one key is needed."),
         ('"127.0.0.1:8080"', '"8080"', "receive.bind: must be host:port, such as 127.0.0.1:8080."),
@@ -339,10 +375,21 @@ DOCUMENT: dict[str, Any] = {
         "max_spool": "1GiB",
         "max_held": 1000,
     },
-    "console": {"bind": "127.0.0.1:8081"},
+    "console": {
+        "bind": "127.0.0.1:8081",
+        "public_url": "https://console.example.com",
+        "trusted_proxies": ["10.0.0.0/8"],
+        "sign_in_header": "X-Remote-User",
+        "idle_minutes": 30,
+        "session_hours": 12,
+    },
     "queue": {"redis_url": "redis://localhost", "durability": "strict"},
     "store": {"database_url": "sqlite:///x"},
-    "security": {"seal_keys": ["k"], "operators": [{"name": "o", "password_hash": "h"}], "api_keys": ["k"]},
+    "security": {
+        "seal_keys": ["k"],
+        "operators": [{"name": "o", "password_hash": "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA", "role": "viewer"}],
+        "api_keys": ["k"],
+    },
     "endpoint": [
         {
             "provider": "quickstream",

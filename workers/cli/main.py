@@ -11,7 +11,18 @@ import typer
 from typer.exceptions import TyperException
 
 from receiver.errors import ConfigurationError
-from workers.cli import audit, expect, notifications, operate, payments, processes, refusals, simulate
+from workers.cli import (
+    audit,
+    console,
+    expect,
+    notifications,
+    operate,
+    operator,
+    payments,
+    processes,
+    refusals,
+    simulate,
+)
 
 app = typer.Typer(
     name="postback",
@@ -21,12 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 processes.register(app)
+console.register(app)
 operate.register(app)
 app.add_typer(notifications.app, name="notifications")
 app.add_typer(payments.app, name="payments")
 app.add_typer(refusals.app, name="refusals")
 app.add_typer(expect.app, name="expect")
 app.add_typer(audit.app, name="audit")
+app.add_typer(operator.app, name="operator")
 simulate.register(app)
 
 

@@ -28,9 +28,10 @@ def init(config: options.Config = None) -> None:
     from workers.cli import starter
 
     path = config or Path("postback.toml")
-    starter.write(path)
+    password = starter.write(path)
     configuration.load(path)
     print(f"Wrote {path} and {path.parent / 'secrets'}{'/'}. `postback up --demo` tries it.")
+    print(f"Sign in to the console as {starter.OPERATOR} with the password, shown this once: {password}")
 
 
 class Finding(NamedTuple):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
 from receiver.errors import ConfigurationError
+from receiver.settings import Role
+from workers.console import entries, passwords
 
 _SECRETS = {
     "seal_key": 32,
@@ -27,6 +30,9 @@ bind = "127.0.0.1:8080"
 processes = 1
 trusted_proxies = []                  # CIDRs of your own proxies; forwarded headers count only from these
 max_body = "256KiB"
+
+[console]
+bind = "127.0.0.1:8081"               # the operators' pages; behind a proxy with TLS also public_url = "https://..."
 
 [queue]
 # redis_url = "redis://..."           # absent: embedded Valkey under data_dir
@@ -78,8 +84,17 @@ secure_keys = ["file:secrets/paymentz_secure_key"]
 """
 
 
-def write(path: Path) -> None:
-    """Writes `path` and the files beside it. Raises `ConfigurationError` rather than touch anything that exists."""
+OPERATOR = "operator"
+"""The name of the starter's only operator."""
+
+
+def write(path: Path) -> str:
+    """Writes `path` and the files beside it; gives the password of its operator, which is kept nowhere.
+
+    Raises `ConfigurationError` rather than touch anything that exists.
+    """
+    password = passwords.generate()
+    operator = entries.entry(OPERATOR, passwords.make(password), Role.APPROVER)
     folder = path.parent / "secrets"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +104,13 @@ def write(path: Path) -> None:
             if not file.exists():
                 file.touch(mode=0o600)
                 file.write_text(secrets.token_urlsafe(size) + "\n")
-        with path.open("x") as configuration:
-            configuration.write(_TEXT)
+        # It holds a password's hash: for the eyes of whoever may read the secrets.
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as configuration:
+            configuration.write(
+                f"{_TEXT}\n# Who may sign in to the console; `postback operator add` adds one.\n{operator}"
+            )
     except FileExistsError:
         raise ConfigurationError(f"{path} exists already; nothing was written.") from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+    return password
