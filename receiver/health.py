@@ -51,12 +51,12 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics_page(request: Request) -> Response:
-    await asyncio.to_thread(_measure_queue, request.app.state.redis)
+    await asyncio.to_thread(measure_queue, request.app.state.redis)
     request.app.state.accept.tally.hand_on()
     return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _measure_queue(redis: Redis) -> None:
+def measure_queue(redis: Redis) -> None:
     """Figures that nobody counts while they happen."""
     try:
         state = queue_state(redis)

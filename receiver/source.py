@@ -77,6 +77,11 @@ class TrustedProxies:
                 break
         return address
 
+    def trusts(self, peer: str) -> bool:
+        """Whether the connection comes from one of them."""
+        address = parse(peer)
+        return address is not None and self._trusts(address)
+
     def _trusts(self, address: Address) -> bool:
         return any(address.version == network.version and address in network for network in self._networks)
 

@@ -78,10 +78,12 @@ class Installation:
         self.config = folder / "postback.toml"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.console_port = free_port()
         self.log = folder / "log.jsonl"
         self.process: subprocess.Popen[bytes] | None = None
         self.config.write_text(
             f'data_dir = "var"\n[receive]\nbind = "127.0.0.1:{self.port}"\n{receive}\n'
+            f'[console]\nbind = "127.0.0.1:{self.console_port}"\n'
             f"[queue]\n{queue}\n[store]\n{store}\n"
             f'[security]\nseal_keys = ["old-seal-key", "new-seal-key"]\napi_keys = ["{API_KEY}"]\n{ENDPOINTS}'
         )

@@ -424,3 +424,22 @@ def test_a_wrong_configuration_refuses_to_start(tmp_path: Path, change: tuple[st
         assert key in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert "hunter2" not in done.stderr
+
+
+def test_the_console_answers_monitoring_and_lets_nobody_in(running: Installation) -> None:
+    console = httpx.Client(base_url=f"http://127.0.0.1:{running.console_port}", timeout=15, trust_env=False)
+    eventually(lambda: running.pids("console") and _answers(console), what="the console")
+    state = console.get("/healthz").json()
+    assert state["redis"]["status"] == state["database"]["status"] == "up"
+    assert console.get("/readyz").json() == {"status": "ready"}
+    assert "postback_accepted_total" in console.get("/metrics").text
+    away = console.get("/payments")
+    assert (away.status_code, away.headers["location"]) == (303, "/sign-in?next=%2Fpayments")
+    console.close()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/livez").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -40,8 +40,9 @@ def up(
 
     path = configuration.find(config)
     if not path.exists():
-        starter.write(path)
+        password = starter.write(path)
         print(f"Wrote {path} with generated secrets beside it.")
+        print(f"Sign in to the console as {starter.OPERATOR} with the password, shown this once: {password}")
     settings = configuration.load(path)
     sys.exit(_run_all(path.resolve(), settings, demo))
 
@@ -57,7 +58,7 @@ def serve(
     settings = configuration.load(path)
     if fd is None and settings.receive.processes > 1:
         sys.exit(_run_accept_processes(path, settings))
-    _share_metrics(settings)
+    share_metrics(settings)
     from receiver import logs
 
     logs.configure("serve")
@@ -70,11 +71,11 @@ def work(config: options.Config = None) -> None:
     from receiver import settings as configuration
 
     settings = configuration.load(configuration.find(config))
-    _share_metrics(settings)
+    share_metrics(settings)
     from receiver import logs
 
     logs.configure("work")
-    _require_schema(settings)
+    require_schema(settings)
     from workers.runner import work as run
 
     run(settings)
@@ -89,7 +90,7 @@ def _run_server(settings: Settings, fd: int | None) -> None:
 
     from receiver.app import build
 
-    listening = socket.socket(fileno=fd) if fd is not None else _listen(settings)
+    listening = socket.socket(fileno=fd) if fd is not None else listen(settings.receive.bind, "receive.bind")
     server = uvicorn.Server(
         uvicorn.Config(
             build(settings),
@@ -121,12 +122,12 @@ def _run_accept_processes(path: Path, settings: Settings) -> int:
     from receiver import logs
     from workers.supervisor import Supervisor
 
-    _share_metrics(settings)
+    share_metrics(settings)
     logs.configure("supervisor")
     _require_durability(settings)
     supervisor = Supervisor()
     supervisor.listen()
-    listening = _listen(settings)
+    listening = listen(settings.receive.bind, "receive.bind")
     _start_accept_processes(supervisor, path, settings, listening)
     supervisor.run()
     supervisor.stop()
@@ -143,7 +144,7 @@ def _start_accept_processes(supervisor: Supervisor, path: Path, settings: Settin
 
 
 def _run_all(path: Path, settings: Settings, demo: bool) -> int:
-    _share_metrics(settings)
+    share_metrics(settings)
     from receiver import logs
     from receiver.connection import connect
     from receiver.errors import ConfigurationError
@@ -154,7 +155,7 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
     lock = _only_one(settings)
     supervisor = Supervisor()
     supervisor.listen()
-    listening = _listen(settings)
+    listening = listen(settings.receive.bind, "receive.bind")
     try:
         migrating = _begin_migration(path)
         if settings.queue.redis_url is None:
@@ -174,7 +175,11 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
         address = f"http://{settings.receive.bind}"
         if not supervisor.wait_for(lambda: _ready(settings), READY_WITHIN):
             return 0 if supervisor.stopping else 1
-        print(f"Postback is ready on {address} ({len(settings.endpoint)} endpoints). Ctrl-C stops it.", flush=True)
+        print(f"Postback is ready on {address} ({len(settings.endpoint)} endpoints). Ctrl-C stops it.")
+        if watched := _start_console(supervisor, path, settings):
+            print(f"The console is on {watched}.", end="")
+            print("" if settings.security.operators else " `postback operator add NAME` lets somebody sign in.")
+        sys.stdout.flush()
         if demo:
             from workers.cli import demonstration
 
@@ -185,6 +190,24 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
         listening.close()
         supervisor.stop()
         os.close(lock)
+
+
+def _start_console(supervisor: Supervisor, path: Path, settings: Settings) -> str | None:
+    """Its address. Accepting goes first: where the console cannot listen, all else runs without it."""
+    import structlog
+
+    from receiver.errors import ConfigurationError
+    from workers.cli import console
+    from workers.supervisor import Child, own_command
+
+    try:
+        listening = listen(settings.console.bind, "console.bind")
+    except ConfigurationError as error:
+        structlog.get_logger("workers.cli").warning("console_not_started", fault=str(error))
+        return None
+    command = own_command("console", "--config", str(path), "--fd", str(listening.fileno()))
+    supervisor.start(Child("console", command, patience=5.0, pass_fds=(listening.fileno(),)))
+    return console.address(settings)
 
 
 def _begin_migration(path: Path) -> subprocess.Popen[bytes]:
@@ -216,13 +239,14 @@ def _only_one(settings: Settings) -> int:
             time.sleep(0.1)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(bind: str, place: str) -> socket.socket:
+    """Raises `ConfigurationError` that names `place`."""
     import socket
 
     from receiver.errors import ConfigurationError
     from receiver.settings import host_and_port
 
-    host, port = host_and_port(settings.receive.bind, "receive.bind")
+    host, port = host_and_port(bind, place)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -230,12 +254,12 @@ def _listen(settings: Settings) -> socket.socket:
         listening.bind((host, port))
         listening.listen(2048)
     except OSError as error:
-        raise ConfigurationError(f"receive.bind: cannot listen on {settings.receive.bind}: {error.strerror}.") from None
+        raise ConfigurationError(f"{place}: cannot listen on {bind}: {error.strerror}.") from None
     listening.set_inheritable(True)
     return listening
 
 
-def _share_metrics(settings: Settings) -> None:
+def share_metrics(settings: Settings) -> None:
     """All processes of this machine show one set of figures. Must run before `receiver.metrics` is imported."""
     folder = settings.data_dir / "metrics"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -263,7 +287,7 @@ def _require_durability(settings: Settings) -> None:
         structlog.get_logger("workers.cli").warning("redis_not_durable", fault=fault)
 
 
-def _require_schema(settings: Settings) -> None:
+def require_schema(settings: Settings) -> None:
     from receiver.errors import ConfigurationError, LedgerAway
     from workers.ledger.database import revisions, url
 

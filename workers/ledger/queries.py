@@ -115,7 +115,7 @@ def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]
     return [
         payment(row)
         | {"response": msgspec.to_builtins(explain(payment(row)))}
-        | _expected(connection, row)
+        | expected_of(connection, row)
         | {"notifications": _of_payment(connection, row)}
         for row in found
     ]
@@ -248,7 +248,7 @@ def _due_before(moment: datetime) -> ColumnElement[bool]:
     return or_(columns.valid_to < moment, and_(columns.valid_to.is_(None), or_(*without)))
 
 
-def _expected(connection: Connection, row: Any) -> dict[str, Any]:
+def expected_of(connection: Connection, row: Any) -> dict[str, Any]:
     """What was announced of a payment, and what differs, by the same fold that set `mismatch`."""
     said = select(notifications.c.event).where(
         notifications.c.provider == row.provider,

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from receiver import cards
 from receiver.notification import Envelope, Expectation, PaymentEvent, microseconds, utc
 from receiver.signing import digest
 from workers.ledger.bodies import Bodies
@@ -90,7 +89,7 @@ def judgement(item: Interpreted) -> dict[str, Any]:
     return {
         "state": item.state,
         "reason": item.reason,
-        "detail": cards.masked_text(cleaned(item.detail))[-_LONGEST_DETAIL:],
+        "detail": cleaned(item.detail)[-_LONGEST_DETAIL:],
         "processed_at": datetime.now(UTC),
         "verified": item.envelope.verified,
         "event_type": _cut(event_type, 120),

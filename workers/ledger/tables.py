@@ -256,3 +256,12 @@ audit = Table(
     Index(None, "subject", "number"),
 )
 """What operators did; triggers refuse a change. See `workers.audit`."""
+
+
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("expires_at", UtcTime, nullable=False),
+)
+"""Sessions of the console that were signed out; a copy of their cookie is worth nothing."""

@@ -1,0 +1,132 @@
+"""Hashes of passwords, and the delay on guessing them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from argon2 import PasswordHasher
+
+from receiver.errors import ConfigurationError
+from workers.console import guessing, passwords
+from workers.console.guessing import Guesses, TooManyTries
+
+CHEAP = PasswordHasher(time_cost=5, memory_cost=7168, parallelism=1)
+HERE, THERE = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
+
+
+def test_a_hash_of_its_own_each_time() -> None:
+    one, other = passwords.make("p\N{SNOWMAN}", log_n=14, p=1), passwords.make("p\N{SNOWMAN}", log_n=14, p=1)
+    assert one != other
+    passwords.require_good(one, "x")
+    assert passwords.verify("p\N{SNOWMAN}", one)
+    assert not passwords.verify("p", one)
+    assert not passwords.verify("", one)
+
+
+def test_the_cost_of_new_hashes() -> None:
+    assert passwords.make("x").startswith("$scrypt$ln=15,r=8,p=3$")
+
+
+def test_argon2_hashes_of_other_systems() -> None:
+    stored = CHEAP.hash("secret")
+    passwords.require_good(stored, "x")
+    assert passwords.verify("secret", stored)
+    assert not passwords.verify("Secret", stored)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["", "x", "$scrypt$", "$scrypt$ln=15,r=8,p=3$AAAA$AAAA", "$2b$12$" + "a" * 53,
+     "$scrypt$ln=10,r=8,p=1$" + "A" * 22 + "$" + "A" * 43, "$scrypt$ln=30,r=8,p=1$" + "A" * 22 + "$" + "A" * 43,
+     "$scrypt$ln=15,r=1,p=1$" + "A" * 22 + "$" + "A" * 43, "$argon2id$", "$argon2id$v=19$m=1,t=1,p=1$AAAA$AAAA",
+     PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("x")],
+)  # fmt: skip
+def test_hashes_that_cannot_be_used(stored: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^operators\[0\]: is ") as error:
+        passwords.require_good(stored, "operators[0]")
+    assert stored == "" or stored not in str(error.value)
+
+
+def test_generated_passwords() -> None:
+    made = {passwords.generate() for _ in range(50)}
+    assert len(made) == 50
+    assert all(len(password) == 23 for password in made)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def tries(guesses: Guesses, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address = HERE) -> float:
+    """Seconds to wait; 0 when a try was let in."""
+    try:
+        guesses.attempt(name, address)
+    except TooManyTries as error:
+        return error.seconds
+    return 0
+
+
+def test_the_wait_doubles_up_to_a_limit(clock: Clock) -> None:
+    guesses = Guesses(["anna"], clock)
+    for _ in range(guessing.FREE_FOR_NAME):
+        assert tries(guesses, "anna") == 0
+    waits = []
+    for _ in range(9):
+        waits.append(tries(guesses, "Anna"))
+        clock.now += waits[-1]
+        assert tries(guesses, "anna") == 0
+    assert waits == [15, 30, 60, 120, 240, 480, 900, 900, 900]
+
+
+def test_what_comes_too_soon_makes_the_wait_no_longer(clock: Clock) -> None:
+    guesses = Guesses(["anna"], clock)
+    for _ in range(guessing.FREE_FOR_NAME):
+        tries(guesses, "anna")
+    clock.now += 10
+    assert [tries(guesses, "anna") for _ in range(50)] == [5] * 50
+
+
+def test_success_forgives_the_name_and_not_the_address(clock: Clock) -> None:
+    guesses = Guesses(["anna", "eve"], clock)
+    for number in range(guessing.FREE_FOR_ADDRESS - 1):
+        assert tries(guesses, f"name{number}") == 0
+        assert tries(guesses, "eve", HERE if number % 9 == 8 else THERE) == 0
+        guesses.succeeded("eve", HERE if number % 9 == 8 else THERE)
+    assert tries(guesses, "eve") == 0
+    assert tries(guesses, "anna") > 0, "an account of one's own is no way around"
+
+
+def test_failures_are_forgotten(clock: Clock) -> None:
+    guesses = Guesses(["anna"], clock)
+    for _ in range(guessing.FREE_FOR_NAME - 1):
+        tries(guesses, "anna")
+    clock.now += guessing.FORGOTTEN_AFTER + 1
+    assert [tries(guesses, "anna") for _ in range(guessing.FREE_FOR_NAME)] == [0] * guessing.FREE_FOR_NAME
+
+
+def test_memory_is_bounded_and_operators_stay(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "REMEMBERED", 50)
+    guesses = Guesses(["anna"], clock)
+    for _ in range(guessing.FREE_FOR_NAME):
+        tries(guesses, "anna")
+    for number in range(200):
+        tries(guesses, f"n{number}", ipaddress.ip_address(f"198.51.100.{number}"))
+    assert len(guesses._names) == len(guesses._addresses) == 50
+    assert tries(guesses, "anna", THERE) > 0
+
+
+def test_an_ipv6_network_is_one_address(clock: Clock) -> None:
+    guesses = Guesses([], clock)
+    for number in range(guessing.FREE_FOR_ADDRESS):
+        assert tries(guesses, f"n{number}", ipaddress.ip_address(f"2001:db8::{number:x}")) == 0
+    assert tries(guesses, "x", ipaddress.ip_address("2001:db8::ffff:1")) > 0
+    assert tries(guesses, "x", ipaddress.ip_address("2001:db8:0:1::1")) == 0

@@ -1,0 +1,140 @@
+"""The ASGI application of ``postback console``: the operators' pages, and what monitoring asks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from receiver import logs
+from receiver.connection import connect
+from receiver.errors import LedgerAway, NotDone
+from receiver.providers import PROVIDERS
+from receiver.settings import Settings, networks
+from receiver.source import TrustedProxies
+from workers.audit import Audit
+from workers.console import monitoring, pages
+from workers.console.activity import Activity
+from workers.console.guessing import Guesses
+from workers.console.headers import Guard
+from workers.console.health import Health
+from workers.console.operators import Operators
+from workers.console.render import FOLDER, Renderer
+from workers.console.sessions import Ended, Sessions
+from workers.console.signin import Door
+from workers.console.site import Site, Trouble, Visit
+from workers.ledger.bodies import Bodies
+from workers.ledger.database import open_engine, url
+
+log = logs.get("workers.console.app")
+
+_STATIC = {"console.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
+
+
+def build(settings: Settings) -> ASGIApp:
+    """It starts although Redis and the ledger are away, and says so. Raises `ConfigurationError`."""
+    console = settings.console
+    engine, redis = open_engine(url(settings)), connect(settings)
+    site = Site(
+        settings=settings,
+        engine=engine,
+        redis=redis,
+        operators=Operators(settings),
+        sessions=Sessions(settings.security.seal_keys, console.idle_minutes * 60, console.session_hours * 3600),
+        ended=Ended(engine),
+        guesses=Guesses(operator.name for operator in settings.security.operators),
+        proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
+        audit=Audit(settings.security.seal_keys),
+        bodies=Bodies(settings.security.body_keys),
+        activity=Activity(engine, redis, list(settings.endpoints)),
+        health=Health(settings),
+        renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+        redis.close()
+
+    app = Starlette(
+        routes=[
+            *monitoring.ROUTES,
+            Route("/static/{name}", static, methods=["GET"]),
+            *Door().routes(),
+            *pages.routes(),
+        ],
+        exception_handlers={
+            Trouble: _trouble,
+            HTTPException: _http_error,
+            LedgerAway: _ledger_away,
+            NotDone: _not_done,
+            RedisError: _redis_away,
+            Exception: _failed,
+        },
+        lifespan=lifespan,
+    )
+    # A redirect would repeat the Host header, which anybody can write.
+    app.router.redirect_slashes = False
+    app.state.site = site
+    return Guard(app, console)
+
+
+async def static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _STATIC:
+        raise HTTPException(404)
+    return FileResponse(Path(FOLDER, "static", name), media_type=_STATIC[name])
+
+
+def _message(request: Request, status: int, title: str, sentence: str) -> Response:
+    site: Site = request.app.state.site
+    visit: Visit | None = getattr(request.state, "visit", None)
+    return site.renderer.page("message.html", status, visit=visit, title=title, sentence=sentence)
+
+
+async def _trouble(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Trouble)
+    return _message(request, error.status, error.title, error.sentence)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        response = _message(request, 405, "Not in this way", "This page has another method.")
+        response.headers.update(error.headers or {})
+        return response
+    return _message(request, error.status_code, "There is no such page", "The address leads nowhere.")
+
+
+async def _not_done(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotDone)
+    return _message(request, error.status, "Nothing was done", error.detail)
+
+
+async def _ledger_away(request: Request, error: Exception) -> Response:
+    log.warning("console_ledger_away", error=str(error))
+    sentence = "Notifications are still accepted and wait in the queue. This page needs the database; try again soon."
+    return _message(request, 503, "The ledger does not answer", sentence)
+
+
+async def _redis_away(request: Request, error: Exception) -> Response:
+    log.warning("console_redis_away", error=type(error).__name__)
+    sentence = "Notifications are still accepted, into the spool. This page needs Redis; try again soon."
+    return _message(request, 503, "Redis does not answer", sentence)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("console_failed", path=request.url.path, exc_info=error)
+    try:
+        return _message(request, 500, "A fault of ours", "It is in the log of the console with its traceback.")
+    except Exception:
+        return PlainTextResponse("A fault of ours; it is in the log.\n", 500)

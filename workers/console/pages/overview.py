@@ -1,0 +1,30 @@
+"""The first page: is all well, and what came in the last day."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from receiver.errors import LedgerAway
+from workers.console.charts import Hour
+from workers.console.site import Visit
+
+
+def overview(visit: Visit) -> Response:
+    """Also when Redis or the ledger is away: then it says so, and shows the rest."""
+    site = visit.site
+    charts: dict[tuple[str, str], list[Hour]] = {}
+    with suppress(LedgerAway, RedisError):
+        charts = site.activity.charts()
+    health = site.health.now()
+    silent = {
+        (each["provider"], each["facility"]): each["silent_seconds"] for each in health["database"].get("endpoints", ())
+    }
+    rows = [
+        {"provider": provider, "facility": facility, "hours": charts.get(key), "silent": silent.get(key)}
+        for provider, facility in site.settings.endpoints
+        for key in [(provider, facility)]
+    ]
+    return visit.page("overview.html", health=health, endpoints=rows)

@@ -1,0 +1,123 @@
+"""The console's words: what a state or a reason means, and what can be done about it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+Tone = Literal["good", "wait", "bad", "note", "plain"]
+
+
+class Word(NamedTuple):
+    tone: Tone
+    """Each tone has a colour and a sign of its own."""
+    meaning: str
+
+
+NOTIFICATION: dict[str, Word] = {
+    "processed": Word("good", "It was understood and is part of its payment."),
+    "failed": Word("bad", "A fault of ours: it could not be interpreted. It is kept raw and can be replayed."),
+    "quarantined": Word("bad", "Its sender is proven, but it cannot be read or believed. It is kept raw."),
+    "held": Word("wait", "Its token is not registered yet, so its sender is not proven. It waits."),
+}
+
+PAYMENT: dict[str, Word] = {
+    "pending": Word("wait", "The outcome is not known yet."),
+    "authorised": Word("wait", "The money is reserved and not taken yet."),
+    "captured": Word("good", "The money was taken."),
+    "declined": Word("bad", "The bank said no."),
+    "failed": Word("bad", "It failed, or its money went back."),
+    "expired": Word("plain", "The authorisation ran out before a capture."),
+    "cancelled": Word("plain", "It was cancelled before any money moved."),
+    "voided": Word("plain", "The authorisation was given back."),
+    "partially_refunded": Word("note", "A part of the money was given back."),
+    "refunded": Word("note", "All of the money was given back."),
+    "disputed": Word("bad", "The cardholder disputes it."),
+}
+
+MENU = (
+    ("/", "Overview"),
+    ("/notifications", "Notifications"),
+    ("/payments", "Payments"),
+    ("/refused", "Refused"),
+)
+
+REASONS: dict[str, tuple[str, str]] = {
+    "unreadable_body": ("The body is not what its type says.", "Look at the raw body, then ask the sender."),
+    "unknown_document": ("Readable, but not a payment.", "Look at the raw body; ignore it when nothing is missing."),
+    "missing_field": ("A field is missing without which nothing can be believed.", "Ask the sender."),
+    "contradictory_fields": ("It contradicts itself.", "Look at what does not fit, then ask the sender."),
+    "other_business": (
+        "It is for another business than this endpoint's.",
+        "Is the code yours? Add it to supplier_business_codes, then replay. Else tell the sender.",
+    ),
+    "weak_proof": ("Its checksum fits only in a variant.", "Confirm the payment by an inquiry at the sender."),
+    "token_refused": ("It was held, and its proof turned out to be false.", "Somebody tries; nothing was believed."),
+    "token_unknown": ("Its token is not registered yet.", "Register the payment; it is then released by itself."),
+    "unknown_endpoint": (
+        "The worker's configuration has no such endpoint.",
+        "Give all processes the same configuration, then replay.",
+    ),
+    "interpretation_failed": ("A fault of ours.", "Report the traceback. After the mended version is in, replay."),
+}
+
+
+def of_notification(state: str) -> Word:
+    return NOTIFICATION.get(state, Word("plain", ""))
+
+
+def of_payment(state: str) -> Word:
+    return PAYMENT.get(state, Word("plain", ""))
+
+
+def meaning(reason: str | None) -> str:
+    return REASONS.get(reason or "", ("", ""))[0]
+
+
+def remedy(reason: str | None) -> str:
+    return REASONS.get(reason or "", ("", ""))[1]
+
+
+_REFUSALS = {
+    "unknown_endpoint": "There is no such path. Compare the URL at the sender with [[endpoint]].",
+    "method_refused": "Not a POST: somebody looks with a browser.",
+    "source_refused": "The address is not one of the sender's. Behind a proxy: is receive.trusted_proxies right?",
+    "credentials_missing": "No Authorization header. Set user and password at the sender.",
+    "credentials_refused": "Other credentials than configured. Compare with passwords, authorization_keys or api_keys.",
+    "signature_missing": "The signature or checksum is missing. Set the key at the sender.",
+    "signature_refused": "The signature or checksum does not fit the body. Compare the key.",
+    "token_missing": "No token in the body. Nothing to do, unless the sender sends many.",
+    "token_refused": "The token belongs to no payment, or is not the event token.",
+    "body_empty": "A body without bytes.",
+    "body_too_large": "Over receive.max_body; unverified ones over 16 KiB.",
+    "body_too_slow": "The body did not arrive in time. Look at the network between proxy and this machine.",
+    "held_full": "Too many unverified notifications were held within a day. Does the shop register its tokens?",
+    "request_malformed": "A header occurs twice, or an expectation is not as documented.",
+}
+
+
+def refusal(reason: str) -> str:
+    return _REFUSALS.get(reason, "")
+
+
+def advice(payment: dict[str, Any]) -> list[str]:
+    """What the state of a payment means for whoever answers the customer."""
+    state, response, told = payment["state"], payment["response"], []
+    if state == "declined":
+        told.append(
+            "A soft decline: the same card or account may work later."
+            if payment["soft_decline"]
+            else "A hard decline: trying the same card or account again will not help."
+        )
+    elif state in PAYMENT and state != "captured":
+        told.append(PAYMENT[state].meaning)
+    if response is not None and response["advice"] and state not in ("captured", "authorised"):
+        told.append(f"For the customer: {response['advice']}")
+    if payment["mismatch"]:
+        differs = " and ".join(payment["differs"]) or "something"
+        told.append(f"Not as expected: {differs} differs, or only a part was approved. Compare before goods leave.")
+    return told
+
+
+def spaced(name: str) -> str:
+    """``partially_refunded`` as people write it."""
+    return name.replace("_", " ")
