@@ -40,7 +40,7 @@ from tests.workers.material import (
     waits_for_a_lock,
 )
 from workers.ledger import database
-from workers.ledger.ledger import Interpreted, Ledger, Recorded
+from workers.ledger.ledger import Interpreted, Ledger, Recorded, events_of
 from workers.ledger.payments import fold
 from workers.ledger.tables import expectations, notifications, payments, repeats
 
@@ -150,6 +150,19 @@ def test_what_says_nothing_of_a_payment_makes_none(ledger: Ledger, engine: Engin
 @given(st.integers(0, 250_000_000_000_000_000))
 def test_times_are_exact_to_the_microsecond(moment: int) -> None:
     assert microseconds(utc(moment)) == moment
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_events_of_a_payment_are_found_by_its_id(engine: Engine) -> None:
+    """And by no index that makes SQLite read all that was ever processed, however it guesses."""
+    statements: list[tuple[str, Any]] = []
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *given: statements.append(given[2:4]))
+        events_of(connection, [("checkout", "main", f"p{number}") for number in range(300)])
+        statement, parameters = statements[-1]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    assert "ix_notifications_provider_facility_payment_id" in plan[0].detail
+    assert "payment_id=?" in plan[0].detail
 
 
 # -- repeats

@@ -72,7 +72,7 @@ Events = dict[PaymentKey, list[tuple[PaymentEvent, int]]]
 # all of them, and the server has room for some thousands together.
 _LOCKS = 1_349_481_282
 _LOCK_COUNT = 256
-_LOCK_TO_READ = text(
+LOCK_TO_READ = text(
     "SELECT pg_advisory_xact_lock_shared(:locks, number) FROM unnest(CAST(:numbers AS int[])) AS number"
 )
 _LOCK_TO_WRITE = text("SELECT pg_advisory_xact_lock(:locks, number) FROM unnest(CAST(:numbers AS int[])) AS number")
@@ -146,7 +146,7 @@ class Ledger:
         began = time.perf_counter()
         with away_when_it_fails(), self.engine.begin() as connection:
             recorded = Recorded()
-            self._lock(connection, _LOCK_TO_READ, _announced(batch))
+            self._lock(connection, LOCK_TO_READ, announced(batch))
             # Always in the same order, so that two workers never wait for each other's rows crosswise.
             rows = sorted((notification_row(item, self.bodies) for item in batch), key=_in_order_of("dedupe_key"))
             inserted = {row.id for row in self._insert_new(connection, notifications, rows)}
@@ -204,7 +204,7 @@ class Ledger:
     def _record_repeats(self, connection: Connection, again: Sequence[Envelope], recorded: Recorded) -> None:
         """Tells duplicates from conflicts; what is already there under its own id is this very batch, run again."""
         first: dict[PaymentKey, Any] = {}
-        for provider, facility, keys in _grouped((e.provider, e.facility, bounded(e.dedupe_key)) for e in again):
+        for provider, facility, keys in grouped((e.provider, e.facility, bounded(e.dedupe_key)) for e in again):
             for row in connection.execute(
                 select(notifications.c.id, notifications.c.dedupe_key, notifications.c.fingerprint)
                 .where(
@@ -255,7 +255,7 @@ class Ledger:
     def _release_known(self, connection: Connection, judge: Judge, recorded: Recorded) -> None:
         """What is held although its token is registered: that happened while the notification was on its way."""
         held = [(item.envelope.provider, item.envelope.facility, item.token) for item in recorded.new if item.token]
-        for provider, facility, tokens in _grouped(held):
+        for provider, facility, tokens in grouped(held):
             known = _expectations(connection, provider, facility, [token_key(token) for token in tokens])
             for _, expectation in sorted(known.items()):
                 self._release(connection, expectation, judge, recorded)
@@ -305,19 +305,22 @@ class Ledger:
     def _fold_new(self, connection: Connection, events: Events, recorded: Recorded) -> None:
         """A payment that is new here is folded from the events at hand, which are all that there are: its row is made
         with its first event. Of one that exists all events are read again."""
-        rows, mismatches = self._payment_rows(connection, events)
-        if not rows:
-            return
-        new = self._insert_new(connection, payments, rows)
-        inserted = {(row.provider, row.facility, row.payment_id) for row in new}
-        recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key in inserted]
-        self._refold(connection, events.keys() - inserted, recorded)
+        waiting = events
+        while waiting:
+            rows, mismatches = self._payment_rows(connection, waiting)
+            new = self._insert_new(connection, payments, rows) if rows else []
+            inserted = {(row.provider, row.facility, row.payment_id) for row in new}
+            recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key in inserted]
+            there = self._refold(connection, waiting.keys() - inserted, recorded)
+            # One that a rebuild has removed between the two statements is new again.
+            waiting = {key: waiting[key] for key in waiting.keys() - inserted - there}
 
-    def _refold(self, connection: Connection, keys: Iterable[PaymentKey], recorded: Recorded) -> None:
-        """Folds the payments among `keys` that exist from all their events, behind a lock on their rows."""
-        events: Events = {}
+    def _refold(self, connection: Connection, keys: Iterable[PaymentKey], recorded: Recorded) -> set[PaymentKey]:
+        """Folds the payments among `keys` that exist from all their events, behind a lock on their rows. Gives the keys
+        of those."""
+        there: set[PaymentKey] = set()
         differed: set[PaymentKey] = set()
-        for provider, facility, payment_ids in _grouped(keys):
+        for provider, facility, payment_ids in grouped(keys):
             here = and_(payments.c.provider == provider, payments.c.facility == facility)
             # The lock comes first: what another worker committed before it is then seen below.
             locked = connection.execute(
@@ -326,20 +329,9 @@ class Ledger:
                 .order_by(payments.c.payment_id)
                 .with_for_update()
             ).all()
+            there |= {(provider, facility, row.payment_id) for row in locked}
             differed |= {(provider, facility, row.payment_id) for row in locked if row.mismatch}
-            for row in connection.execute(
-                select(notifications.c.payment_id, notifications.c.event, notifications.c.received_at).where(
-                    notifications.c.provider == provider,
-                    notifications.c.facility == facility,
-                    notifications.c.payment_id.in_([row.payment_id for row in locked]),
-                    notifications.c.state == "processed",
-                )
-            ):
-                event = _EVENT.decode(row.event)
-                if event.effect is not Effect.NONE:
-                    key = (provider, facility, row.payment_id)
-                    events.setdefault(key, []).append((event, microseconds(row.received_at)))
-        rows, mismatches = self._payment_rows(connection, events)
+        rows, mismatches = self._payment_rows(connection, events_of(connection, there))
         recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key not in differed]
         if rows:
             insert = self._insert(payments)
@@ -349,6 +341,7 @@ class Ledger:
             connection.execute(
                 insert.on_conflict_do_update(index_elements=index, set_=changed, where=or_(*differs)), rows
             )
+        return there
 
     def _payment_rows(
         self, connection: Connection, events: Events
@@ -403,7 +396,29 @@ def _events(new: Iterable[Interpreted]) -> Events:
     return events
 
 
-def _announced(batch: Iterable[Interpreted]) -> list[PaymentKey]:
+def events_of(connection: Connection, keys: Iterable[PaymentKey]) -> Events:
+    """All stored events of the payments that say something of them."""
+    events: Events = {}
+    for provider, facility, payment_ids in grouped(keys):
+        columns = notifications.c
+        for row in connection.execute(
+            select(columns.payment_id, columns.state, columns.event, columns.received_at).where(
+                columns.provider == provider,
+                columns.facility == facility,
+                columns.payment_id.in_(payment_ids),
+            )
+        ):
+            # Not asked for above: SQLite would take the index of the states, and read all that was ever processed.
+            if row.state != "processed":
+                continue
+            event = _EVENT.decode(row.event)
+            if event.effect is not Effect.NONE:
+                key = (provider, facility, row.payment_id)
+                events.setdefault(key, []).append((event, microseconds(row.received_at)))
+    return events
+
+
+def announced(batch: Iterable[Interpreted]) -> list[PaymentKey]:
     """The keys of the expectations that `batch` may belong to."""
     found = []
     for item in batch:
@@ -413,7 +428,7 @@ def _announced(batch: Iterable[Interpreted]) -> list[PaymentKey]:
     return found
 
 
-def _grouped(keys: Iterable[PaymentKey]) -> list[tuple[str, str, list[str]]]:
+def grouped(keys: Iterable[PaymentKey]) -> list[tuple[str, str, list[str]]]:
     groups: dict[tuple[str, str], set[str]] = {}
     for provider, facility, key in keys:
         groups.setdefault((provider, facility), set()).add(key)
@@ -428,7 +443,7 @@ def _expected(connection: Connection, events: Events) -> dict[PaymentKey, Expect
         if name is not None:
             wanted[key] = name
     found: dict[PaymentKey, Expectation] = {}
-    for provider, facility, names in _grouped((key[0], key[1], name) for key, name in wanted.items()):
+    for provider, facility, names in grouped((key[0], key[1], name) for key, name in wanted.items()):
         for name, expectation in _expectations(connection, provider, facility, names).items():
             found[provider, facility, name] = expectation
     return {key: found[key[0], key[1], name] for key, name in wanted.items() if (key[0], key[1], name) in found}

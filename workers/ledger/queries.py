@@ -250,13 +250,16 @@ def _due_before(moment: datetime) -> ColumnElement[bool]:
 
 def expected_of(connection: Connection, row: Any) -> dict[str, Any]:
     """What was announced of a payment, and what differs, by the same fold that set `mismatch`."""
-    said = select(notifications.c.event).where(
-        notifications.c.provider == row.provider,
-        notifications.c.facility == row.facility,
-        notifications.c.payment_id == row.payment_id,
-        notifications.c.state == "processed",
+    columns = notifications.c
+    said = connection.execute(
+        select(columns.state, columns.event).where(
+            columns.provider == row.provider,
+            columns.facility == row.facility,
+            columns.payment_id == row.payment_id,
+        )
     )
-    events = [msgspec.json.decode(event, type=PaymentEvent) for event in connection.scalars(said)]
+    # The state is not asked for above: SQLite would take its index, and read all that was ever processed.
+    events = [msgspec.json.decode(each.event, type=PaymentEvent) for each in said if each.state == "processed"]
     key = expectation_key(events)
     found = None
     if key is not None and storable(key):
