@@ -20,6 +20,7 @@ from workers.cli import (
     operator,
     payments,
     processes,
+    rebuild,
     refusals,
     simulate,
 )
@@ -35,6 +36,7 @@ processes.register(app)
 console.register(app)
 operate.register(app)
 app.add_typer(notifications.app, name="notifications")
+rebuild.register(payments.app)
 app.add_typer(payments.app, name="payments")
 app.add_typer(refusals.app, name="refusals")
 app.add_typer(expect.app, name="expect")
