@@ -31,7 +31,7 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
 # What a second row of the same notification has, column by column.
 ANOTHER = {"id": "'another'", "dedupe_key": "'another'", "deliveries": "1"}
 NAMES = [column.name for column in notifications.columns]
-COPY = "INSERT INTO notifications ({}) SELECT {} FROM notifications WHERE id = :one".format(
+COPY = "INSERT INTO notifications ({}) SELECT {} FROM notifications WHERE id = :one".format(  # noqa: S608
     ", ".join(NAMES), ", ".join(ANOTHER.get(name, name) for name in NAMES)
 )
 
