@@ -19,6 +19,8 @@ from receiver.connection import connect, connect_async
 from receiver.errors import NotStored, Reason, Refused
 from receiver.inbox import Inbox
 from receiver.refusals import RefusalLog
+from receiver.return_log import ReturnLog
+from receiver.returns import PREFIX, Returns
 from receiver.settings import Settings
 from receiver.signing import Seal, matches
 
@@ -39,14 +41,18 @@ def build(settings: Settings) -> Any:
     tokens = expected.Tokens(lookups, lambda: inbox.redis_up)
     held = expected.HeldLimit(lookups, lambda: inbox.redis_up, settings.receive.max_held)
     accept = Accept(settings, inbox, tokens, held, refusals)
+    seen = ReturnLog(redis, Seal(settings.security.seal_keys, "returns"), lambda: inbox.redis_up)
+    returns = Returns(settings, accept, seen)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await inbox.start()
         refusals.start()
+        seen.start()
         counting = asyncio.create_task(_hand_on(accept))
         yield
         counting.cancel()
+        await seen.stop()
         await inbox.stop()
         await refusals.stop()
         await lookups.aclose()
@@ -73,6 +79,8 @@ def build(settings: Settings) -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/notify/"):
             await accept(scope, receive, send)
+        elif scope["type"] == "http" and scope["raw_path"].startswith(PREFIX):
+            await returns(scope, receive, send)
         else:
             await rest(scope, receive, send)
 

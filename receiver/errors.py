@@ -39,6 +39,8 @@ class Reason(StrEnum):
     HELD_FULL = "held_full"
     NOT_STORED = "not_stored"
     REQUEST_MALFORMED = "request_malformed"
+    QUERY_TOO_LONG = "query_too_long"
+    RETURNS_FULL = "returns_full"
 
     UNREADABLE_BODY = "unreadable_body"
     UNKNOWN_DOCUMENT = "unknown_document"
@@ -83,6 +85,8 @@ STATUS_OF: dict[Reason, int] = {
     Reason.ALREADY_IN_REPLAY: 409,
     Reason.SECOND_OPERATOR_NEEDED: 409,
     Reason.STATE_CHANGED: 409,
+    Reason.QUERY_TOO_LONG: 414,
+    Reason.RETURNS_FULL: 429,
 }
 
 

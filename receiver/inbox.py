@@ -50,6 +50,7 @@ DRAIN_EVERY = 0.5
 
 RECORD_BATCH = "workers.jobs.record_batch"
 RECORD_EXPECTATION = "workers.jobs.record_expectation"
+RECORD_RETURNS = "workers.jobs.record_returns"
 
 # A worker that was killed gives its batch to the next one; each job therefore needs retries left, always.
 RETRIES = Retry(max=10_000, interval=1)

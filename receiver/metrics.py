@@ -31,6 +31,10 @@ COMMIT_SECONDS = Histogram(
 BATCH_SIZE = Histogram(
     "postback_batch_size", "Notifications in one commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
+RETURNS = Counter(
+    "postback_returns", "Browser returns that were shown or sent on, by outcome.", (*_ENDPOINT, "outcome")
+)
+RETURNS_DROPPED = Counter("postback_returns_dropped", "Browser returns that were shown and could not be noted.")
 
 SPOOL_BATCHES = Gauge(
     "postback_spool_batches", "Batches in the local spool, waiting for Redis.", multiprocess_mode="mostrecent"

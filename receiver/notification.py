@@ -164,6 +164,51 @@ class PaymentEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What a person should look at, as fixed slugs."""
 
 
+class ReturnOutcome(StrEnum):
+    """What the customer was told. Only a proven return may say anything of a payment."""
+
+    APPROVED = "approved"
+    DECLINED = "declined"
+    PENDING = "pending"
+    """The bank itself does not know yet."""
+    FAILED = "failed"
+    ERROR = "error"
+    """Nothing was attempted: a field of the payment page was wrong."""
+    CONFIRM = "confirm"
+    """Nothing was attempted: the customer must accept a surcharge, or a second payment of the same amount."""
+    UNCONFIRMED = "unconfirmed"
+    """The sender proves nothing, so nothing was said."""
+
+
+class BrowserReturn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a customer's browser brought back from the payment page. For display: it never becomes a payment."""
+
+    id: str
+    provider: str
+    facility: str
+    returned_at: int
+    """Microseconds since 1970 in UTC."""
+    digest: str
+    """The same for the same return, however often its page is loaded."""
+    verified: bool
+    outcome: ReturnOutcome
+    payment_id: str | None = None
+    receipt_number: str | None = None
+    reference: str | None = None
+    customer_reference: str | None = None
+    amount: int | None = None
+    """Minor units with two decimals, as both senders have them."""
+    surcharge: int | None = None
+    currency: str | None = None
+    response_code: str | None = None
+    summary_code: str | None = None
+    reported: str | None = None
+    """The status word of a sender that proves nothing."""
+    error_fields: tuple[str, ...] = ()
+    action_context_id: str | None = None
+    """What the merchant posts back to the sender with the customer's confirmation."""
+
+
 class Expectation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A payment that the merchant announced before the customer pays."""
 

@@ -18,7 +18,7 @@ import msgspec
 
 from receiver.errors import ConfigurationError
 from receiver.providers import PROVIDERS
-from receiver.providers.base import Endpoint, Provider
+from receiver.providers.base import Endpoint, Provider, ReturnEndpoint
 from receiver.signing import Secret
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -40,6 +40,8 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 LARGEST_BODY = 4 << 20
 
 
+SHORTEST_RESULT_KEY = 32
+"""Characters: every customer has a result to try out a short one on."""
 SHORTEST_BODY_KEY = 32
 """Characters: whoever has a copy of the ledger can try out a short one for as long as they like."""
 
@@ -229,6 +231,8 @@ def _check(settings: Settings) -> None:
             username = getattr(endpoint, "username", "")
             if not username.strip() or ":" in username:
                 raise ConfigurationError(f"{place}.username: must not be empty and has no colon in Basic credentials.")
+        if isinstance(endpoint, ReturnEndpoint):
+            _check_returns(endpoint, place)
         if not _CURRENCY.fullmatch(getattr(endpoint, "currency", "AUD")):
             raise ConfigurationError(f"{place}.currency: must be three capital letters, such as AUD.")
         allowed_networks(endpoint, provider, place)
@@ -293,6 +297,36 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _check_returns(endpoint: ReturnEndpoint, place: str) -> None:
+    """Where customers are sent on to, the result must be proven to us where it can be, and to the merchant."""
+    for index, key in enumerate(endpoint.result_keys):
+        if len(key.reveal()) < SHORTEST_RESULT_KEY:
+            raise ConfigurationError(
+                f"{place}.result_keys[{index}]: must have at least {SHORTEST_RESULT_KEY} characters, as"
+                " `openssl rand -hex 32` makes them."
+            )
+    if endpoint.return_url is None:
+        return
+    if not _is_web_address(endpoint.return_url):
+        raise ConfigurationError(f"{place}.return_url: must be an address such as https://shop.example/paid.")
+    if not endpoint.result_keys:
+        raise ConfigurationError(f"{place}.result_keys: at least one key is needed for return_url.")
+    if not getattr(endpoint, "hmac_passwords", True):
+        raise ConfigurationError(f"{place}.hmac_passwords: at least one is needed for return_url.")
+
+
+def _is_web_address(url: str) -> bool:
+    """https, or http to this machine for a first try. No credentials, and no fragment: a result behind it is lost."""
+    try:
+        parts = urlsplit(url)
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        usable = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc and "#" not in url
+    except ValueError:
+        return False
+    printable = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
+    return usable and printable and (parts.scheme == "https" or (parts.scheme == "http" and local))
 
 
 def allowed_networks(endpoint: Endpoint, provider: Provider, place: str = "endpoint") -> tuple[Network, ...]:

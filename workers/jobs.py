@@ -10,7 +10,7 @@ from rq.job import Job
 
 from receiver import expected, logs, metrics
 from receiver.errors import BatchError, LedgerAway, NewerEnvelope, SealBroken
-from receiver.notification import Expectation
+from receiver.notification import BrowserReturn, Expectation
 from receiver.signing import Seal
 from workers.ledger.ledger import Recorded
 from workers.pipeline import Pipeline
@@ -26,9 +26,10 @@ _NEWER_WAITS = 60
 class Context:
     """What the jobs of this process work with; the runner sets it once."""
 
-    def __init__(self, pipeline: Pipeline, expectation_seal: Seal) -> None:
+    def __init__(self, pipeline: Pipeline, expectation_seal: Seal, return_seal: Seal) -> None:
         self.pipeline = pipeline
         self.expectation_seal = expectation_seal
+        self.return_seal = return_seal
         self.ledger_away = False
         """Set by a job that found the ledger away, so that the runner waits for it before it takes the next."""
 
@@ -49,6 +50,19 @@ def record_expectation(sealed: bytes) -> Retry | None:
             # Sealed, yet nothing that we wrote.
             raise SealBroken("The sealed message is not an expectation.") from error
         return here.pipeline.expect(expectation)
+
+    return _run(record)
+
+
+def record_returns(sealed: bytes) -> Retry | None:
+    def record(here: Context) -> Recorded:
+        message = here.return_seal.open(sealed)
+        try:
+            returns = msgspec.msgpack.decode(message, type=list[BrowserReturn])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SealBroken("The sealed message has no browser returns.") from error
+        here.pipeline.note_returns(returns)
+        return Recorded()
 
     return _run(record)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from receiver import logs, metrics
 from receiver.errors import LedgerAway, Quarantined, Reason, Refused
-from receiver.notification import Envelope, Expectation, PaymentEvent, open_batch
+from receiver.notification import BrowserReturn, Envelope, Expectation, PaymentEvent, open_batch
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint, Message
 from receiver.signing import Seal
@@ -54,6 +54,15 @@ class Pipeline:
             recorded = self._ledger.expect(expectation, lambda envelope, _: _failed(envelope, reason))
         _report(recorded)
         return recorded
+
+    def note_returns(self, returns: Sequence[BrowserReturn]) -> None:
+        """Notes what customers saw. Raises `LedgerAway`; nothing else, as nothing depends on it."""
+        try:
+            self._ledger.note_returns(returns)
+        except LedgerAway:
+            raise
+        except Exception:
+            log.exception("returns_not_noted", returns=len(returns))
 
     def interpret(self, envelope: Envelope) -> Interpreted:
         """What today's code makes of an envelope. Never raises: what cannot be interpreted is kept as such."""

@@ -26,7 +26,7 @@ from rq.worker_registration import clean_worker_registry, register
 
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer, connect
-from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RESULT_TTL
+from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RECORD_RETURNS, RESULT_TTL
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
@@ -45,7 +45,11 @@ STUCK_AFTER = 5
 """Seconds after which a job between queue and worker is put back: its worker died in that moment."""
 WAIT_FOR_REDIS = 1.0
 
-_FUNCTIONS = {RECORD_BATCH: jobs.record_batch, RECORD_EXPECTATION: jobs.record_expectation}
+_FUNCTIONS = {
+    RECORD_BATCH: jobs.record_batch,
+    RECORD_EXPECTATION: jobs.record_expectation,
+    RECORD_RETURNS: jobs.record_returns,
+}
 # What RQ would import and run, or send somewhere, when a job ends.
 _ENDINGS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name", b"webhooks")
 _OVER = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED})
@@ -288,7 +292,9 @@ def work(settings: Settings) -> None:
     ledger = open_ledger(settings)
     seal = Seal(settings.security.seal_keys, "batch")
     jobs.context = jobs.Context(
-        Pipeline(settings.endpoints, ledger, seal), Seal(settings.security.seal_keys, "expectation")
+        Pipeline(settings.endpoints, ledger, seal),
+        Seal(settings.security.seal_keys, "expectation"),
+        Seal(settings.security.seal_keys, "returns"),
     )
     metrics.LEDGER_UP.set(1)
     stopping = False

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from receiver.notification import Expectation, PaymentEvent
+from receiver.signing import Secret
 
 Environment = Literal["test", "production"]
 
@@ -33,6 +34,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def path(self) -> str:
         return f"{self.provider}/{self.facility}"
+
+
+class ReturnEndpoint(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of senders whose payment page sends the customer's browser back to us."""
+
+    return_url: str | None = None
+    """Where the customer is sent on to, with a signed result; None shows a page of our own."""
+    result_keys: tuple[Secret, ...] = ()
+    """Sign that result, for this endpoint's merchant alone."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

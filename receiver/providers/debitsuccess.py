@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from receiver.errors import Quarantined, Reason, Refused
 from receiver.notification import Effect, Expectation, PaymentEvent
-from receiver.providers.base import Endpoint, Identity, Message, Provider
+from receiver.providers.base import Identity, Message, Provider, ReturnEndpoint
 from receiver.reading import Json, json_object, json_pairs
 from receiver.signing import Secret, digest, require_static
 
@@ -60,7 +60,7 @@ _MAX_CUSTOM = 50
 _Members = dict[str, list[tuple[str, str | None]]]
 
 
-class DebitsuccessEndpoint(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="debitsuccess"):
+class DebitsuccessEndpoint(ReturnEndpoint, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="debitsuccess"):
     event_tokens: tuple[Secret, ...] = ()
     """X-Token of the event webhooks. Without one every event is refused; casual payments bring their own proof."""
 

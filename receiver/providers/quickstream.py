@@ -17,7 +17,7 @@ from receiver.codes import soft_declines
 from receiver.errors import Quarantined, Reason
 from receiver.money import minor_from_text
 from receiver.notification import Effect, PaymentEvent
-from receiver.providers.base import Endpoint, Identity, Message, Provider, headers_prove_all, no_token
+from receiver.providers.base import Identity, Message, Provider, ReturnEndpoint, headers_prove_all, no_token
 from receiver.reading import Fields, form, xml
 from receiver.signing import Secret, digest, require_basic
 
@@ -66,14 +66,15 @@ _CORE = frozenset(
     }
 )
 # Receipts have ten digits. Longer keys than an index takes must not reach the ledger.
-_MAX_KEY = 100
+MAX_KEY = 100
 
 
-class QuickStreamEndpoint(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="quickstream"):
+class QuickStreamEndpoint(ReturnEndpoint, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="quickstream"):
     username: str
     passwords: tuple[Secret, ...]
     hmac_passwords: tuple[Secret, ...] = ()
-    """Keys of the browser return only; a notification has no signature."""
+    """Secure token request passwords: keys of the browser return only, as a notification has no signature. Without one
+    a return shows no result."""
     supplier_business_codes: tuple[str, ...]
     """A notification for another business is quarantined."""
     currency: str = "AUD"
@@ -87,7 +88,7 @@ def check_headers(message: Message, endpoint: QuickStreamEndpoint) -> None:
 def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
     fields = _read(message)
     _believe(fields, endpoint)
-    return Identity(_payment_id(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
+    return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
 
 
 def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
@@ -104,7 +105,7 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
     return PaymentEvent(
         event_type="payment",
         effect=EFFECTS[summary],
-        payment_id=_payment_id(fields),
+        payment_id=payment_id_of(fields),
         receipt_number=fields.get("receiptNumber"),
         occurred_at=created_at,
         amount=minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount"),
@@ -145,7 +146,7 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     if not fields.get("receiptNumber"):
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
-    if len(_payment_id(fields)) > _MAX_KEY:
+    if len(payment_id_of(fields)) > MAX_KEY:
         raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
     if fields.need("supplierBusinessCode") not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
@@ -163,7 +164,8 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "an amount is negative")
 
 
-def _payment_id(fields: Fields) -> str:
+def payment_id_of(fields: Fields) -> str:
+    """The payment's id, in a notification as in a browser return."""
     # No page confirms that receipts are unique across communities.
     community, receipt = fields.get("communityCode"), fields.get("receiptNumber")
     return f"{community}:{receipt}" if community else receipt

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -271,6 +272,61 @@ def test_probes_and_metrics(running: Installation) -> None:
     assert (health["redis"]["status"], health["database"]["status"], health["spool"]["batches"]) == ("up", "up", 0)
 
 
+def test_what_the_customer_saw_stands_beside_what_the_bank_said(running: Installation) -> None:
+    done = running.run("simulate", "quickstream", "--facility", "acme", "--count", "1", "--return", "--format", "form")
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.splitlines()[-1]
+    page = running.client.get(address)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    receipt = dict(parse_qsl(urlsplit(address).query))["receiptNumber"]
+    assert receipt in page.text
+    head = running.client.head(address)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(page.content)))
+
+    def shown() -> dict[str, Any]:
+        (payment,) = running.json("payments", "show", receipt)
+        assert payment["returns"]
+        return payment
+
+    payment = eventually(shown, what="what the customer saw")
+    (saw,) = payment["returns"]
+    assert (saw["verified"], saw["amount"], saw["receipt_number"]) == (True, payment["amount"], receipt)
+    assert "The customer saw" in running.run("payments", "show", receipt).stdout
+
+    forged = running.client.get(address[:-1] + ("0" if address[-1] != "0" else "1"))
+    assert forged.status_code == 403
+    assert receipt not in forged.text
+    eventually(
+        lambda: any(row["provider"] == "/return/quickstream/acme" for row in running.json("refusals", "list")),
+        what="its record",
+    )
+
+
+def test_an_expected_payment_that_does_not_come_is_overdue(running: Installation) -> None:
+    def add(reference: str, *more: str) -> None:
+        added = running.run(
+            "expect", "add", "--provider", "quickstream", "--facility", "acme", "--merchant", "ACME",
+            "--reference", reference, "--amount", "624.00", "--currency", "AUD", *more,
+        )  # fmt: skip
+        assert added.returncode == 0, added.stderr
+
+    for number in (7210, 7211):
+        add(f"ORDER-{number}", "--valid-to", "2026-01-01T00:00:00Z")
+    add("ORDER-7212")
+    assert notify(running, quickstream("7211")).status_code == 200
+    payments(running, "7211")
+
+    def overdue() -> bool:
+        found = {row["reference"] for row in running.json("expect", "list", "--overdue")}
+        everything = {row["reference"] for row in running.json("expect", "list")}
+        return "ORDER-7210" in found and not found & {"ORDER-7211", "ORDER-7212"} and "ORDER-7212" in everything
+
+    eventually(overdue, what="what is overdue")
+    table = running.run("expect", "list", "--overdue").stdout
+    assert "ORDER-7210" in table
+    assert "ORDER-7211" not in table
+
+
 def test_commands_answer_wrong_use_with_one_sentence(running: Installation) -> None:
     for arguments in (
         ("notifications", "list", "--state", "lost"),
@@ -279,6 +335,8 @@ def test_commands_answer_wrong_use_with_one_sentence(running: Installation) -> N
         ("notifications", "show", "no-such-id"),
         ("simulate", "nobody"),
         ("simulate", "checkout", "--format", "xml"),
+        ("simulate", "checkout", "--return"),
+        ("simulate", "quickstream", "--facility", "octane", "--return"),
         (
             "expect",
             "add",

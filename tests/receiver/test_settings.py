@@ -19,6 +19,7 @@ from receiver.providers.quickstream import QuickStreamEndpoint
 from receiver.settings import Settings, allowed_networks, host_and_port, read
 
 SECRET = "hunter2-Recognisable"
+HMAC = 'hmac_passwords = ["token"]\n'
 
 FILE = """
 data_dir = "var"
@@ -302,6 +303,16 @@ def test_bad_bind(bind: str) -> None:
         ("processes = 1", "processes = 1.5", "receive.processes: Expected `int`, got `float`."),
         ("processes = 1", "body_timeout = 0", "receive.body_timeout: must be between 1 and 300 seconds."),
         ("processes = 1", "max_held = -1", "receive.max_held: must be 0 or more."),
+        (HMAC, HMAC + 'return_url = "https://shop.example/paid"\n',
+         "endpoint[0].result_keys: at least one key is needed for return_url."),
+        (HMAC, f'return_url = "https://shop.example/paid"\nresult_keys = ["{"k" * 32}"]\n',
+         "endpoint[0].hmac_passwords: at least one is needed for return_url."),
+        (HMAC, f'result_keys = ["{"k" * 32}", "{SECRET}"]\n',
+         "endpoint[0].result_keys[1]: must have at least 32 characters, as `openssl rand -hex 32` makes them."),
+        ('event_tokens = []', 'return_url = "https://shop.example/paid"',
+         "endpoint[3].result_keys: at least one key is needed for return_url."),
+        ('signature_keys = ["k"]\n', 'return_url = "https://shop.example/paid"\n',
+         "endpoint[2].return_url: is not a known key."),
         ('data_dir = "var"', 'data_dir = ""', "data_dir: must be a path."),
         ('data_dir = "var"', 'data_dir = "a\\u0000"', "data_dir: must be a path."),
         ('data_dir = "var"', "data_dir = 1979-05-27", "data_dir: must be a path."),
@@ -319,6 +330,38 @@ def test_faults(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: st
     if "consoles" in sentence or "console2" in new:
         text = text.replace('bind = "[::1]:8081"', "")
     assert fault(folder, text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("url", "usable"),
+    [
+        ("https://shop.example/paid?lang=en", True),
+        ("https://shop.example:8443", True),
+        ("http://localhost:3000/paid", True),
+        ("http://127.0.0.1/", True),
+        ("http://shop.example/paid", False),
+        ("http://localhost.evil.example/", False),
+        ("javascript:alert(1)", False),
+        ("//shop.example/paid", False),
+        ("/paid", False),
+        ("", False),
+        ("https://", False),
+        ("https://user:pass@shop.example/", False),
+        ("https://shop.example/#paid", False),
+        ("https://shop.example/a b", False),
+        ("https://shop.example/\\r\\nSet-Cookie: a=1", False),
+        ("https://shöp.example/", False),
+        ("https://shop.example:99999/", False),
+        ("https://[::1", False),
+    ],
+)
+def test_where_customers_may_be_sent(folder: Path, url: str, usable: bool) -> None:
+    text = FILE.replace(HMAC, f'{HMAC}return_url = "{url}"\nresult_keys = ["{"k" * 32}"]\n', 1)
+    if usable:
+        assert load(folder, text).endpoint[0].return_url == url
+    else:
+        sentence = "endpoint[0].return_url: must be an address such as https://shop.example/paid."
+        assert fault(folder, text) == sentence
 
 
 @pytest.mark.parametrize(

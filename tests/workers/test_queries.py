@@ -338,7 +338,7 @@ def test_a_payment_is_found_by_its_id_or_receipt_with_its_notifications(ledger: 
         assert queries.show_payment(connection, "ACME:1003548481") == found
         assert queries.show_payment(connection, "1") == queries.show_payment(connection, "\x00") == []
     assert [(each["facility"], len(each["notifications"])) for each in found] == [("main", 2), ("second", 1)]
-    assert list(found[0]) == [*PAYMENT, "response", "expected", "differs", "notifications"]
+    assert list(found[0]) == [*PAYMENT, "response", "expected", "differs", "returns", "notifications"]
     assert found[0]["response"] is None
     assert {each["id"] for each in found[0]["notifications"]} == {first.envelope.id, second.envelope.id}
     assert list(found[0]["notifications"][0]) == NOTIFICATION

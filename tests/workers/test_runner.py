@@ -25,8 +25,8 @@ from sqlalchemy import Engine, make_url
 from receiver import expected, settings
 from receiver.connection import QUEUE, Serializer
 from receiver.health import queue_state
-from receiver.inbox import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RESULT_TTL, RETRIES, enqueue
-from receiver.notification import ENVELOPE_VERSION, Envelope, new_id, now_us
+from receiver.inbox import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RECORD_RETURNS, RESULT_TTL, RETRIES, enqueue
+from receiver.notification import ENVELOPE_VERSION, BrowserReturn, Envelope, ReturnOutcome, new_id, now_us
 from receiver.signing import Seal
 from tests.servers import Valkey, eventually, running_postgres, running_valkey
 from tests.support import EXPECTED_CASUAL, recorded, secrets
@@ -35,11 +35,11 @@ from tests.workers.material import counted, crash, delivered, envelope, held_up,
 from workers import jobs, runner
 from workers.ledger import database
 from workers.ledger.ledger import Ledger
-from workers.ledger.tables import notifications
+from workers.ledger.tables import browser_returns, notifications
 
 CAPTURED = delivered(recorded("checkout", "payment_captured"))
 CASUAL = recorded("debitsuccess", "casual_payment")
-SEALS = {purpose: Seal(secrets("seal-old", "seal-new"), purpose) for purpose in ("batch", "expectation")}
+SEALS = {purpose: Seal(secrets("seal-old", "seal-new"), purpose) for purpose in ("batch", "expectation", "returns")}
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -305,7 +305,9 @@ def test_sigterm_finishes_the_batch_in_hand(workers: Workers, queue: Queue, engi
 @pytest.fixture
 def burst(redis: Redis, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Callable[[], runner.BatchWorker]:
     """Works until the queue is empty."""
-    monkeypatch.setattr(jobs, "context", jobs.Context(material.pipeline(ledger), SEALS["expectation"]))
+    monkeypatch.setattr(
+        jobs, "context", jobs.Context(material.pipeline(ledger), SEALS["expectation"], SEALS["returns"])
+    )
 
     def run() -> runner.BatchWorker:
         worker = runner.BatchWorker(redis, ledger)
@@ -344,6 +346,27 @@ def test_an_expectation_that_is_none_is_set_aside(queue: Queue, burst: Burst, me
     job_id = put(queue, message, "workers.jobs.record_expectation")
     burst()
     assert status(queue, job_id) == JobStatus.FAILED
+
+
+@on_sqlite
+def test_what_customers_saw_is_noted_and_what_is_no_return_is_set_aside(
+    queue: Queue, engine: Engine, burst: Burst
+) -> None:
+    saw = BrowserReturn(
+        id=envelope().id,
+        provider="quickstream",
+        facility="acme",
+        returned_at=now_us(),
+        digest="d",
+        verified=True,
+        outcome=ReturnOutcome.APPROVED,
+    )
+    broken = [put(queue, message, RECORD_RETURNS) for message in (SEALS["returns"].seal(b"\xc1"), sealed(came()))]
+    good = put(queue, SEALS["returns"].seal(msgspec.msgpack.encode([saw])), RECORD_RETURNS)
+    burst()
+    assert [row.outcome for row in rows(engine, browser_returns)] == ["approved"]
+    assert [status(queue, job_id) for job_id in broken] == [JobStatus.FAILED] * 2
+    eventually(lambda: queue.fetch_job(good) is None)
 
 
 @on_sqlite
@@ -474,7 +497,7 @@ def test_an_expectation_gives_its_held_notification_free(
 
 
 @on_sqlite
-def test_runs_nothing_but_its_own_two_functions(
+def test_runs_nothing_but_its_own_functions(
     queue: Queue, redis: Redis, burst: Burst, tmp_path: Path, engine: Engine
 ) -> None:
     """Whoever may write into Redis could otherwise run anything."""
@@ -539,5 +562,5 @@ def test_listens_to_no_remote_command(redis: Redis, burst: Burst) -> None:
 def test_the_names_in_the_queue_are_those_of_the_functions() -> None:
     assert {
         f"{function.__module__}.{function.__name__}": function
-        for function in (jobs.record_batch, jobs.record_expectation)
+        for function in (jobs.record_batch, jobs.record_expectation, jobs.record_returns)
     } == runner._FUNCTIONS

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from receiver.errors import Quarantined, Refused
@@ -20,6 +21,7 @@ from receiver.expected import expectation_from
 from receiver.notification import Expectation
 from receiver.providers import PROVIDERS, quickstream
 from receiver.providers.base import Endpoint, Identity, Message, headers_prove_all
+from receiver.returned import read
 from receiver.signing import Secret
 from tests.support import CHECKOUT, DEBITSUCCESS, PAYMENTZ, QUICKSTREAM
 from workers.simulator import SENDERS
@@ -252,6 +254,40 @@ def test_quickstream_sends_the_newest_password() -> None:
     [outgoing] = SENDERS["quickstream"].payment(QUICKSTREAM, Random(1), 0, None)
     _, _, credentials = outgoing.headers["Authorization"].partition(" ")
     assert b64decode(credentials).decode() == "acme:new:pässword"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [msgspec.structs.replace(QUICKSTREAM, hmac_passwords=(Secret(b"old"), Secret(b"new"))), DEBITSUCCESS],
+    ids=["quickstream", "debitsuccess"],
+)
+def test_customers_come_back_from_the_payment_that_is_notified(endpoint: Any) -> None:
+    for serial in range(40):
+        outgoing = SENDERS[endpoint.provider].payment(endpoint, Random(serial), serial, "form")[0]
+        path, _, query = (outgoing.back or "").partition("?")
+        assert path == f"/return/{endpoint.path}"
+        returned = read(query.encode(), endpoint)
+        assert returned is not None
+        message = message_from(endpoint.provider, httpx.Headers(dict(outgoing.headers)), outgoing.body)
+        event = PROVIDERS[endpoint.provider].interpret(message, endpoint)
+        assert returned.payment_id == event.payment_id
+        assert returned.verified == (endpoint.provider == "quickstream")
+        assert (returned.amount, returned.summary_code) == (event.amount, event.summary_code)
+
+
+def test_nobody_comes_back_where_nothing_could_be_proven() -> None:
+    for name, endpoint in ENDPOINTS.items():
+        [outgoing, *_] = SENDERS[name].payment(endpoint, Random(1), 0, None)
+        assert (outgoing.back is not None) == (name == "debitsuccess")
+
+
+def test_the_addresses_of_a_run_are_gathered_when_asked_for() -> None:
+    receiver = Receiver(DEBITSUCCESS)
+    transport = httpx.ASGITransport(receiver)
+    here: dict[str, Any] = {"base_url": "http://here", "count": 3, "transport": transport, "seed": 1}
+    summary = asyncio.run(run(SENDERS["debitsuccess"], DEBITSUCCESS, **here, back=True))
+    assert [address.partition("?")[0] for address in summary.back] == ["http://here/return/debitsuccess/gym"] * 3
+    assert asyncio.run(run(SENDERS["debitsuccess"], DEBITSUCCESS, **here)).back == []
 
 
 def test_quickstream_keeps_to_the_documented_rule() -> None:

@@ -101,6 +101,8 @@ def _endpoints(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding(endpoint.path, "ok", f"{endpoint.environment}, from {_networks(networks)}")
+        if not getattr(endpoint, "hmac_passwords", True):
+            yield Finding(endpoint.path, "note", "hmac_passwords: there is none, so browser returns show no result")
     if not settings.endpoint:
         yield Finding("endpoints", "fault", "endpoint: there is none, so nothing would be accepted")
     if not settings.security.api_keys:

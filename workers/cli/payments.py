@@ -44,7 +44,7 @@ def list_(
 
 @app.command()
 def show(payment_id: str, as_json: options.AsJson = False, config: options.Config = None) -> None:
-    """Show the payments with this id or receipt number, with their notifications."""
+    """Show the payments with this id or receipt number, with their notifications and what the customer saw."""
     from workers.cli.ledger import opened
     from workers.ledger import queries
 
@@ -57,9 +57,13 @@ def show(payment_id: str, as_json: options.AsJson = False, config: options.Confi
         return
     for payment in found:
         events, response = payment.pop("notifications"), payment.pop("response") or {}
+        returns = payment.pop("returns")
         if expected := payment.pop("expected"):
             payment["expected"] = f"{expected['amount']} {expected['currency']} {expected['merchant'] or ''}".rstrip()
         # The code itself stands in the payment.
         explained = {f"response_{name}": value for name, value in response.items() if name != "code"}
         output.details(payment | explained)
         output.table(events, ("received_at", "event_type", "state", "deliveries", "conflicts", "id"), empty="")
+        if returns:
+            print("\nThe customer saw")
+            output.table(returns, ("returned_at", "outcome", "amount", "currency", "reported", "verified"), empty="")

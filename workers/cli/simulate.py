@@ -30,6 +30,9 @@ def simulate(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same payments.")] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="Divides the sender's retry delays.")] = 1.0,
+    back: Annotated[
+        bool, typer.Option("--return", help="Also print the address with which each customer's browser comes back.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="The receiver; receive.bind without.")] = None,
     config: options.Config = None,
 ) -> None:
@@ -49,6 +52,8 @@ def simulate(
     if format is not None and provider != "quickstream":
         raise typer.BadParameter("--format is for quickstream only.")
     endpoint = endpoint_of(settings, provider, facility)
+    if back:
+        _require_return(endpoint)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"{provider}/{endpoint.facility}", total=count)
 
@@ -69,6 +74,7 @@ def simulate(
                     speed=speed,
                     seed=seed,
                     report=report,
+                    back=back,
                 )
             )
         except NotRegistered as error:
@@ -80,7 +86,18 @@ def simulate(
         f"{summary.acknowledged} acknowledged, {summary.duplicates_sent} sent twice, "
         f"{summary.refused_as_meant} refused as meant, {summary.gave_up} given up."
     )
+    for address in summary.back:
+        print(address)
     sys.exit(1 if summary.gave_up else 0)
+
+
+def _require_return(endpoint: Endpoint) -> None:
+    from receiver.providers.base import ReturnEndpoint
+
+    if not isinstance(endpoint, ReturnEndpoint):
+        raise typer.BadParameter("--return is for quickstream and debitsuccess only.")
+    if not getattr(endpoint, "hmac_passwords", True):
+        raise typer.BadParameter("--return needs hmac_passwords at the endpoint, to sign as the payment page does.")
 
 
 def endpoint_of(settings: Settings, provider: str, facility: str | None) -> Endpoint:

@@ -14,6 +14,7 @@ _SECRETS = {
     "seal_key": 32,
     "api_key": 24,
     "quickstream_password": 18,
+    "quickstream_hmac_password": 18,
     "octane_password": 18,
     "checkout_signature_key": 24,
     "debitsuccess_event_token": 24,
@@ -53,6 +54,7 @@ environment = "test"
 allowed_sources = ["127.0.0.0/8", "::1/128"]
 username = "acme"
 passwords = ["file:secrets/quickstream_password"]
+hmac_passwords = ["file:secrets/quickstream_hmac_password"]  # proves GET /return/quickstream/acme
 supplier_business_codes = ["ACME"]    # a notification for another business is quarantined
 currency = "AUD"                      # QuickStream does not send one
 

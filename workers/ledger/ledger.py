@@ -37,12 +37,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import logs, metrics
 from receiver.errors import BodyLocked, LedgerAway
-from receiver.notification import Effect, Envelope, Expectation, PaymentEvent, microseconds, utc
+from receiver.notification import BrowserReturn, Effect, Envelope, Expectation, PaymentEvent, microseconds, utc
 from receiver.settings import Settings
 from receiver.signing import digest
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails, open_engine, url
 from workers.ledger.payments import expectation_key, fold, token_key
+from workers.ledger.returns import rows_to_note
 from workers.ledger.rows import Interpreted as Interpreted
 from workers.ledger.rows import (
     bounded,
@@ -57,7 +58,7 @@ from workers.ledger.rows import (
     storable,
     stored_envelope,
 )
-from workers.ledger.tables import expectations, notifications, payments, repeats
+from workers.ledger.tables import browser_returns, expectations, notifications, payments, repeats
 
 log = logs.get("workers.ledger")
 
@@ -186,6 +187,13 @@ class Ledger:
             self._fold_new(connection, _events(recorded.new), recorded)
             self._refold(connection, self._payments_of(connection, current), recorded)
         return recorded
+
+    def note_returns(self, returns: Sequence[BrowserReturn]) -> None:
+        """Notes what customers saw. No payment is touched."""
+        with away_when_it_fails(), self.engine.begin() as connection:
+            rows = rows_to_note(connection, returns)
+            if rows:
+                connection.execute(self._insert(browser_returns).on_conflict_do_nothing(), rows)
 
     def _insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
         """Inserts the rows whose keys are not there yet; gives the primary keys of those."""

@@ -21,7 +21,7 @@ from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.payments import expectation_key, fold
 from workers.ledger.rows import expectation_from, storable
-from workers.ledger.tables import expectations, notifications, payments, repeats
+from workers.ledger.tables import browser_returns, expectations, notifications, payments, repeats
 
 NOTIFICATION_STATES = ["processed", "failed", "quarantined", "held"]
 PAYMENT_STATES = [state.value for state in PaymentState]
@@ -104,7 +104,7 @@ def show_notification(connection: Connection, notification_id: str, bodies: Bodi
 
 def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]]:
     """Every payment with this id or receipt number, each with its response code explained, with its notifications in
-    their order, with what was `expected`, and with what `differs` from it."""
+    their order, with what was `expected`, with what `differs` from it, and what the customer saw."""
     if not storable(payment_id):
         return []
     found = connection.execute(
@@ -116,9 +116,51 @@ def show_payment(connection: Connection, payment_id: str) -> list[dict[str, Any]
         payment(row)
         | {"response": msgspec.to_builtins(explain(payment(row)))}
         | expected_of(connection, row)
-        | {"notifications": _of_payment(connection, row)}
+        | {
+            "returns": returns_of_payment(connection, row.provider, row.facility, row.payment_id, row.reference),
+            "notifications": _of_payment(connection, row),
+        }
         for row in found
     ]
+
+
+def returns_of_payment(
+    connection: Connection, provider: str, facility: str, payment_id: str, reference: str | None = None
+) -> list[dict[str, Any]]:
+    """What the customer of a payment was told on coming back, in order: by the payment's id; and by its reference what
+    came before there was a payment, as an error or a question."""
+    columns = browser_returns.c
+    mine = columns.payment_id == payment_id
+    if reference is not None:
+        mine = or_(mine, and_(columns.payment_id.is_(None), columns.reference == reference))
+    found = connection.execute(
+        select(browser_returns)
+        .where(columns.provider == provider, columns.facility == facility, mine)
+        .order_by(columns.returned_at, columns.id)
+    )
+    return [browser_return(row) for row in found]
+
+
+def browser_return(row: Any) -> dict[str, Any]:
+    """What a customer was told. Where `verified` is false anybody may have written it."""
+
+    def money(minor: int | None) -> str | None:
+        return None if minor is None else text_from_minor(minor, 2)
+
+    return {
+        "returned_at": row.returned_at,
+        "verified": row.verified,
+        "outcome": row.outcome,
+        "amount": money(row.amount),
+        "surcharge": money(row.surcharge),
+        "currency": row.currency,
+        "reference": row.reference,
+        "receipt_number": row.receipt_number,
+        "response_code": row.response_code,
+        "summary_code": row.summary_code,
+        "reported": row.reported,
+        "error_fields": msgspec.json.decode(row.error_fields),
+    }
 
 
 def count(connection: Connection, state: str) -> int:

@@ -59,7 +59,7 @@ def cleaned(text: str) -> str:
     return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _cut(value: str | None, length: int) -> str | None:
+def cut(value: str | None, length: int) -> str | None:
     """The raw body has the whole text; the record is for finding it."""
     return cleaned(value[:length]) if value is not None else None
 
@@ -73,8 +73,8 @@ def notification_row(item: Interpreted, bodies: Bodies) -> dict[str, Any]:
         "dedupe_key": bounded(envelope.dedupe_key),
         "fingerprint": envelope.fingerprint,
         "received_at": utc(envelope.received_at),
-        "source": _cut(envelope.source, 45),
-        "content_type": _cut(envelope.content_type, 200),
+        "source": cut(envelope.source, 45),
+        "content_type": cut(envelope.content_type, 200),
         "headers": _JSON.encode(envelope.headers).decode(),
         **bodies.stored(envelope.body, envelope.id, envelope.provider, envelope.facility),
         "deliveries": 1,
@@ -92,7 +92,7 @@ def judgement(item: Interpreted) -> dict[str, Any]:
         "detail": cleaned(item.detail)[-_LONGEST_DETAIL:],
         "processed_at": datetime.now(UTC),
         "verified": item.envelope.verified,
-        "event_type": _cut(event_type, 120),
+        "event_type": cut(event_type, 120),
         "payment_id": item.payment_id,
         "event": _JSON.encode(item.event).decode() if item.event else None,
     }
@@ -135,8 +135,8 @@ def repeat_row(envelope: Envelope, notification_id: str, conflict: bool, bodies:
         "facility": envelope.facility,
         "conflict": conflict,
         "received_at": utc(envelope.received_at),
-        "source": _cut(envelope.source, 45),
-        "content_type": _cut(envelope.content_type, 200),
+        "source": cut(envelope.source, 45),
+        "content_type": cut(envelope.content_type, 200),
         "headers": _JSON.encode(envelope.headers).decode(),
         **body,
     }
@@ -148,19 +148,19 @@ def payment_row(key: tuple[str, str, str], payment: Payment, first_received: dat
         "provider": provider,
         "facility": facility,
         "payment_id": payment_id,
-        "receipt_number": _cut(payment.receipt_number, KEY),
+        "receipt_number": cut(payment.receipt_number, KEY),
         "state": payment.state.value,
         "amount": payment.amount,
-        "currency": _cut(payment.currency, 3),
+        "currency": cut(payment.currency, 3),
         "exponent": payment.exponent,
         "surcharge": payment.surcharge,
         "amount_refunded": payment.amount_refunded,
-        "reference": _cut(payment.reference, 255),
-        "customer_reference": _cut(payment.customer_reference, 255),
-        "card_scheme": _cut(payment.card_scheme, 64),
-        "response_code": _cut(payment.response_code, 64),
-        "response_description": _cut(payment.response_description, 255),
-        "summary_code": _cut(payment.summary_code, 16),
+        "reference": cut(payment.reference, 255),
+        "customer_reference": cut(payment.customer_reference, 255),
+        "card_scheme": cut(payment.card_scheme, 64),
+        "response_code": cut(payment.response_code, 64),
+        "response_description": cut(payment.response_description, 255),
+        "summary_code": cut(payment.summary_code, 16),
         "soft_decline": payment.soft_decline,
         "settlement_date": payment.settlement_date,
         "occurred_at": payment.occurred_at or first_received,

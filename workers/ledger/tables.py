@@ -265,3 +265,30 @@ ended_sessions = Table(
     Column("expires_at", UtcTime, nullable=False),
 )
 """Sessions of the console that were signed out; a copy of their cookie is worth nothing."""
+
+browser_returns = Table(
+    "browser_returns",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("provider", keyed(32), nullable=False),
+    Column("facility", keyed(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("returned_at", UtcTime, nullable=False),
+    Column("verified", Boolean, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("payment_id", keyed(KEY)),
+    Column("reference", keyed(255)),
+    Column("receipt_number", String(KEY)),
+    Column("amount", BigInteger),
+    Column("surcharge", BigInteger),
+    Column("currency", String(3)),
+    Column("response_code", String(64)),
+    Column("summary_code", String(16)),
+    Column("reported", String(40)),
+    Column("error_fields", Text, nullable=False),
+    UniqueConstraint("provider", "facility", "digest"),
+    Index(None, "provider", "facility", "payment_id"),
+    Index(None, "provider", "facility", "reference"),
+    Index(None, "returned_at"),
+)
+"""What customers were told when they came back: for display beside what the bank said. Amounts have two decimals."""

@@ -17,6 +17,8 @@ class Outgoing:
     body: bytes
     expect: Mapping[str, str] | None = None
     """The body of the ``POST /expect/...`` that the merchant sends first; None where nothing is registered."""
+    back: str | None = None
+    """Path and query with which the customer's browser comes back from this payment; None where nobody does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from random import Random
+from urllib.parse import quote, urlencode
 
 from receiver.providers.debitsuccess import DebitsuccessEndpoint
 from workers.simulator.base import Outgoing, RetryRule, Sender
@@ -31,7 +32,8 @@ def payment(endpoint: DebitsuccessEndpoint, random: Random, serial: int, format:
 def _casual(endpoint: DebitsuccessEndpoint, random: Random, serial: int) -> Outgoing:
     # 16 characters as in the vendor's table; unique by the serial within a run, by the letters between runs.
     token, webhook_token = f"{_letters(random, 10)}{serial:06d}", _letters(random, 16)
-    body = {"WebhookToken": webhook_token, "PaymentFormToken": token, **random.choice(OUTCOMES)}
+    outcome = random.choice(OUTCOMES)
+    body = {"WebhookToken": webhook_token, "PaymentFormToken": token, **outcome}
     return Outgoing(
         path=f"/notify/{endpoint.path}",
         headers={"Content-Type": "application/json"},
@@ -43,6 +45,8 @@ def _casual(endpoint: DebitsuccessEndpoint, random: Random, serial: int) -> Outg
             "amount": f"{random.randint(5, 250)}.{random.choice(('00', '50', '95'))}",
             "currency": "NZD",
         },
+        back=f"/return/{endpoint.path}?"
+        + urlencode({"Status": outcome["Status"], "Token": token, "Message": outcome["Message"]}, quote_via=quote),
     )
 
 

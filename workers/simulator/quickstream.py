@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
 from receiver.providers.quickstream import MONTHS, SYDNEY, QuickStreamEndpoint
+from receiver.signing import return_digest
 from workers.simulator.base import Outgoing, RetryRule, Sender
 
 # (responseCode, responseDescription, summaryCode) and how often, in percent.
@@ -43,7 +44,23 @@ def payment(endpoint: QuickStreamEndpoint, random: Random, serial: int, format: 
     else:
         content_type, body = "application/x-www-form-urlencoded", urlencode(fields).encode()
     headers = {"Authorization": _authorization(endpoint), "Content-Type": content_type}
-    return [Outgoing(path=f"/notify/{endpoint.path}", headers=headers, body=body)]
+    return [Outgoing(path=f"/notify/{endpoint.path}", headers=headers, body=body, back=_back(endpoint, fields))]
+
+
+def _back(endpoint: QuickStreamEndpoint, fields: dict[str, str]) -> str | None:
+    """The redirect of the same payment, signed as the payment page signs it."""
+    if not endpoint.hmac_passwords:
+        return None
+    # Without seconds, unlike the notification's.
+    seen = fields | {"createdDateTime": fields["createdDateTime"][:-3]}
+    pairs = [(name, value) for name, value in seen.items() if name not in ("sourceCode", "successFlag")]
+    if "cardScheme" in fields:
+        pairs += [("cardholderName", "Zoë O'Neill"), ("maskedCardNumber", "456471xxxxxxx004")]
+        pairs += [("expiryDateMonth", "01"), ("expiryDateYear", "2031")]
+    else:
+        pairs += [("accountName", "Zoë O'Neill"), ("bsb", "xxx-000"), ("accountNumber", "xxxxxx789")]
+    pairs.append(("hmac", return_digest(pairs, endpoint.hmac_passwords[-1])))
+    return f"/return/{endpoint.path}?{urlencode(pairs)}"
 
 
 def _fields(endpoint: QuickStreamEndpoint, random: Random, serial: int) -> dict[str, str]:

@@ -57,6 +57,8 @@ class Summary:
     """Notifications and copies that no attempt brought through."""
     by_status: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
+    back: list[str] = field(default_factory=list)
+    """Addresses with which customers come back, in the order of their payments; only where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,15 @@ async def run(
     speed: float = 1.0,
     seed: int | None = None,
     report: Callable[[Summary], None] | None = None,
+    back: bool = False,
     transport: httpx.AsyncBaseTransport | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Summary:
     """Sends `count` payments: the notifications of each in their order, at most `rate` payments started a second.
 
     Expectations are registered first, where there is an `api_key`. Delays between attempts are divided by `speed`.
-    `report` is called after each payment. The same `seed` gives the same payments, with the same chaos. Raises
-    `NotRegistered`.
+    `report` is called after each payment; `back` gathers the addresses with which customers come back. The same `seed`
+    gives the same payments, with the same chaos. Raises `NotRegistered`.
     """
     summary, failures = Summary(), list[NotRegistered]()
     free = asyncio.Semaphore(CONCURRENT if rate is None else count)
@@ -116,6 +119,8 @@ async def run(
     try:
         async with client, asyncio.TaskGroup() as group:
             for number, payment in enumerate(_payments(sender, endpoint, count, format, chaos, seed)):
+                if back:
+                    summary.back += [base_url + outgoing.back for outgoing in payment[0] if outgoing.back]
                 await free.acquire()
                 if rate is not None and (early := started + number / rate - time.perf_counter()) > 0:
                     await sleep(early)
