@@ -38,8 +38,8 @@ def build(settings: Settings) -> Any:
     lookups = connect_async(settings, expected.FIND_DEADLINE, LOOKUPS)
     inbox = Inbox(settings, Seal(settings.security.seal_keys, "batch"))
     refusals = RefusalLog(redis)
-    tokens = expected.Tokens(lookups, lambda: inbox.redis_up)
-    held = expected.HeldLimit(lookups, lambda: inbox.redis_up, settings.receive.max_held)
+    tokens = expected.Tokens(lookups, lambda: inbox.redis_answers)
+    held = expected.HeldLimit(lookups, lambda: inbox.redis_answers, settings.receive.max_held)
     accept = Accept(settings, inbox, tokens, held, refusals)
     seen = ReturnLog(redis, Seal(settings.security.seal_keys, "returns"), lambda: inbox.redis_up)
     returns = Returns(settings, accept, seen)
@@ -114,7 +114,8 @@ async def expect(request: Request) -> Response:
     expectation = expected.expectation_from(body, endpoint)
     if state.inbox.not_durable:
         raise NotStored("Redis is not durable.")
-    await asyncio.to_thread(expected.register, state.redis, state.seal, expectation, state.inbox.confirm_each)
+    confirm, copies = state.inbox.confirm_each, state.settings.queue.replicas
+    await asyncio.to_thread(expected.register, state.redis, state.seal, expectation, confirm, copies)
     log.info("expectation_registered", provider=endpoint.provider, facility=endpoint.facility)
     return JSONResponse({"status": "registered", "reference": expectation.reference}, 201)
 

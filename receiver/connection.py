@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
+from receiver import replicas, sentinel
 from receiver.errors import ConfigurationError
 from receiver.settings import Settings
 
@@ -63,8 +64,14 @@ def connect(settings: Settings, deadline: float = DEADLINE) -> Redis:
     """A client that gives up after `deadline` seconds and never tries again by itself: what to do then is decided
     where it is used. Raises `ConfigurationError` for an address that cannot be one."""
     try:
-        pool = ConnectionPool.from_url(url(settings))
-        _use(pool, deadline, Retry(NoBackoff(), 0))
+        address, retry = url(settings), Retry(NoBackoff(), 0)
+        pool: ConnectionPool
+        if sentinel.is_address(address):
+            asking = {"socket_timeout": min(deadline, DEADLINE) * sentinel.SHARE, "retry": retry}
+            pool = sentinel.MasterPool(sentinel.parse(address), **asking)
+        else:
+            pool = ConnectionPool.from_url(address)
+        _use(pool, deadline, retry)
     except (ValueError, TypeError, RedisError):
         # Their texts may quote the address, which may have a password.
         raise ConfigurationError(_NO_ADDRESS) from None
@@ -74,10 +81,14 @@ def connect(settings: Settings, deadline: float = DEADLINE) -> Redis:
 def connect_async(settings: Settings, deadline: float, connections: int) -> redis_asyncio.Redis:
     """The same for the event loop, with at most `connections`; who finds none free waits for one."""
     try:
-        pool = redis_asyncio.BlockingConnectionPool.from_url(
-            url(settings), max_connections=connections, timeout=deadline
-        )
-        _use(pool, deadline, AsyncRetry(NoBackoff(), 0))
+        address, retry = url(settings), AsyncRetry(NoBackoff(), 0)
+        pool: redis_asyncio.ConnectionPool
+        if sentinel.is_address(address):
+            asking = {"socket_timeout": min(deadline, DEADLINE) * sentinel.SHARE, "retry": retry}
+            pool = sentinel.BlockingMasterPool(sentinel.parse(address), connections, deadline, **asking)
+        else:
+            pool = redis_asyncio.BlockingConnectionPool.from_url(address, max_connections=connections, timeout=deadline)
+        _use(pool, deadline, retry)
     except (ValueError, TypeError, RedisError):
         raise ConfigurationError(_NO_ADDRESS) from None
     return redis_asyncio.Redis.from_pool(pool)
@@ -99,6 +110,11 @@ def _use(pool: Any, deadline: float, retry: Any) -> None:
         protocol=2,
     )
     pool.connection_class(**pool.connection_kwargs)
+
+
+def replicas_confirm(redis: Redis, count: int) -> None:
+    """Whether a write reaches so many replicas at the moment. Raises `TooFewReplicas`, and whatever redis-py raises."""
+    replicas.execute(redis, [("SET", PROBE, b"1")], count, DEADLINE)
 
 
 class Durability(NamedTuple):

@@ -21,8 +21,8 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 from rq import Queue
 
-from receiver import logs
-from receiver.connection import QUEUE, Serializer, aof_confirms
+from receiver import logs, replicas
+from receiver.connection import DEADLINE, QUEUE, Serializer, aof_confirms
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.inbox import RECORD_EXPECTATION, enqueue
 from receiver.money import minor_from_text
@@ -142,10 +142,11 @@ def held_key(provider: str, facility: str) -> str:
     return f"postback:held:{provider}:{facility}"
 
 
-def register(redis: Redis, seal: Seal, expectation: Expectation, confirm: bool = False) -> None:
+def register(redis: Redis, seal: Seal, expectation: Expectation, confirm: bool = False, copies: int = 0) -> None:
     """Makes `expectation` durable: for the accept side at once, for the ledger as a job. Raises `NotStored`.
 
-    `confirm` is for a Redis whose configuration does not tell that an answer means "on the disk".
+    `confirm` is for a Redis whose configuration does not tell that an answer means "on the disk"; `copies` is how many
+    replicas must have it as well.
     """
     message = _ENCODER.encode(expectation)
     description = f"expectation of {expectation.provider}/{expectation.facility}"
@@ -156,7 +157,10 @@ def register(redis: Redis, seal: Seal, expectation: Expectation, confirm: bool =
             pipeline.set(key, message, ex=KEEP_TOKEN)
         queue = Queue(QUEUE, connection=redis, serializer=Serializer)
         enqueue(queue, pipeline, RECORD_EXPECTATION, new_id(now_us()), seal.seal(message), description)
-        pipeline.execute()
+        if copies:
+            replicas.execute(redis, replicas.commands_of(pipeline), copies, DEADLINE)
+        else:
+            pipeline.execute()
         confirmed = not confirm or aof_confirms(redis)
     except (RedisError, OSError) as error:
         raise NotStored(f"Redis did not take the expectation: {type(error).__name__}.") from error

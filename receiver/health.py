@@ -35,7 +35,7 @@ async def readyz(request: Request) -> Response:
     fault, spool_fault = inbox.fault, inbox.spool_fault
     body: dict[str, Any] = {
         "status": "ready",
-        "redis": "up" if fault is None else "away",
+        "redis": "up" if fault is None else "unreplicated" if inbox.replicas_away else "away",
         "spool_batches": inbox.spooled,
     }
     if fault is not None:

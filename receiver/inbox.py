@@ -22,8 +22,18 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 from rq import Queue, Retry
 
-from receiver import logs, metrics
-from receiver.connection import DEADLINE, PROBE, QUEUE, Serializer, aof_confirms, connect, connect_async, durability
+from receiver import logs, metrics, replicas
+from receiver.connection import (
+    DEADLINE,
+    PROBE,
+    QUEUE,
+    Serializer,
+    aof_confirms,
+    connect,
+    connect_async,
+    durability,
+    replicas_confirm,
+)
 from receiver.errors import NotStored
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.settings import Settings
@@ -71,6 +81,7 @@ class Inbox:
     def __init__(self, settings: Settings, seal: Seal) -> None:
         self._seal = seal
         self._strict = settings.queue.durability == "strict"
+        self._replicas = settings.queue.replicas
         self._redis = connect(settings)
         self._commits = connect_async(settings, DEADLINE, 1)
         self._queue = Queue(QUEUE, connection=self._redis, serializer=Serializer)
@@ -87,10 +98,13 @@ class Inbox:
         self._queue_length = 0
         self._alone = 0
         self._moved_up_to = 0
+        self._offered_up_to = 0
         self.fault: str | None = "Redis has not been asked yet."
         """Why batches go to the spool at the moment; None when Redis takes them."""
         self.not_durable = False
         """Redis answers, but what it answers is not on a disk, and `strict` was asked for."""
+        self.replicas_away = False
+        """The master takes batches, and fewer replicas than asked for have them: the spool keeps a second copy."""
         self.confirm_each = False
         """Whether only WAITAOF tells that a write is on the disk."""
         self.spool_fault: str | None = None
@@ -101,6 +115,11 @@ class Inbox:
     @property
     def redis_up(self) -> bool:
         return self.fault is None
+
+    @property
+    def redis_answers(self) -> bool:
+        """Whether Redis is worth asking: also where batches need the spool as their second place."""
+        return self.fault is None or self.replicas_away
 
     async def start(self) -> None:
         """Looks at Redis once and begins to drain the spool. A Redis that is away is no reason not to start."""
@@ -211,11 +230,16 @@ class Inbox:
             said = self._redis.pipeline(transaction=True)
             enqueue(self._queue, said, RECORD_BATCH, *batch)
             said.llen(self._queue.key)
-            pipeline = self._commits.pipeline(transaction=True)
-            for command, options in said.command_stack:
-                pipeline.execute_command(*command, **options)
             async with asyncio.timeout(DEADLINE):
-                self._queue_length = (await pipeline.execute())[-1]
+                if self._replicas:
+                    commands = replicas.commands_of(said)
+                    done = await replicas.execute_async(self._commits, commands, self._replicas, DEADLINE)
+                else:
+                    pipeline = self._commits.pipeline(transaction=True)
+                    for command, options in said.command_stack:
+                        pipeline.execute_command(*command, **options)
+                    done = await pipeline.execute()
+            self._queue_length = done[-1]
         except Exception as error:
             # It may be there all the same. Then the spool brings the same job again, which has no second effect.
             self._unfit("does not take batches", error)
@@ -245,22 +269,34 @@ class Inbox:
             raise
         metrics.COMMIT_SECONDS.labels("spool").observe(time.perf_counter() - began)
 
-    def _enqueue(self, batches: Sequence[Batch]) -> None:
-        """One round trip. A batch that is enqueued twice has no second effect."""
+    def _enqueue(self, batches: Sequence[Batch], wait_for: int | None = None) -> None:
+        """One round trip. A batch that is enqueued twice has no second effect. Waits for as many replicas as the
+        configuration asks for, or for `wait_for`."""
         pipeline = self._redis.pipeline(transaction=True)
         for batch in batches:
             enqueue(self._queue, pipeline, RECORD_BATCH, *batch)
         pipeline.llen(self._queue.key)
-        self._queue_length = pipeline.execute()[-1]
+        if copies := self._replicas if wait_for is None else wait_for:
+            done = replicas.execute(self._redis, replicas.commands_of(pipeline), copies, DEADLINE)
+        else:
+            done = pipeline.execute()
+        self._queue_length = done[-1]
         if self.confirm_each and not aof_confirms(self._redis):
             raise RedisError("The append-only file was not confirmed.")
 
     def _unfit(self, what: str, error: Exception) -> None:
         name = type(error).__name__
-        if self.fault is None or name not in self.fault:
+        first = self.fault is None or name not in self.fault
+        self.fault = f"Redis {what}: {name}."
+        if isinstance(error, replicas.TooFewReplicas):
+            if first:
+                log.warning("replicas_away", detail=str(error))
+            return
+        # Another server may answer next, which has nothing of what this one was given.
+        self._offered_up_to = 0
+        if first:
             known = isinstance(error, RedisError | OSError)
             log.warning("redis_away", error=name, exc_info=None if known else error)
-        self.fault = f"Redis {what}: {name}."
 
     async def _drain_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -280,10 +316,16 @@ class Inbox:
             # What the writer found meanwhile stands until the next look.
             if fault is not None or not was_up:
                 self.fault = fault
+            self.replicas_away = False
+        except replicas.TooFewReplicas as error:
+            self.not_durable, self.replicas_away = False, True
+            self._unfit("has too few replicas", error)
+            self._offer()
         except Exception as error:
             self._unfit("does not answer as it should", error)
-            self.not_durable = False
-        metrics.REDIS_UP.set(int(self.redis_up))
+            self.not_durable = self.replicas_away = False
+        metrics.REDIS_UP.set(int(self.redis_answers))
+        metrics.REPLICAS_AWAY.set(int(self.replicas_away))
         self._look_at_spool()
 
     def _examine(self, was_up: bool) -> str | None:
@@ -296,6 +338,8 @@ class Inbox:
                 log.warning("redis_not_durable", fault=fault)
             # A replica and a server without memory answer, but take nothing.
             self._redis.set(PROBE, b"1")
+            if self._replicas:
+                replicas_confirm(self._redis, self._replicas)
             # RQ asks for this before its first job; now nobody waits for it.
             self._queue.get_redis_server_version()
         return None
@@ -319,9 +363,22 @@ class Inbox:
         if moved:
             log.info("spool_drained", batches=moved)
 
-    def _oldest(self) -> list[Spooled]:
+    def _offer(self) -> None:
+        """Gives spooled batches to a master without its replicas, so that payments are not late, and keeps them: it may
+        fail and be replaced by a replica that has none of them."""
+        with self._turn as mine:
+            try:
+                while mine and not self._stopping and (batches := self._oldest(after=self._offered_up_to)):
+                    self._enqueue([Batch(*batch[1:]) for batch in batches], wait_for=0)
+                    self._offered_up_to = batches[-1].position
+            except sqlite3.Error as error:
+                self._spool_unfit(str(error))
+            except Exception as error:
+                self._unfit("does not answer as it should", error)
+
+    def _oldest(self, after: int = 0) -> list[Spooled]:
         with self._spool_lock:
-            return self._spool.oldest(MAX_BATCH_BYTES)
+            return self._spool.oldest(MAX_BATCH_BYTES, after=after)
 
     def _look_at_spool(self) -> None:
         try:

@@ -50,6 +50,11 @@ QUEUE_SET_ASIDE = Gauge(
 )
 LEDGER_UP = Gauge("postback_ledger_up", "0 while a worker waits for the ledger.", multiprocess_mode="mostrecent")
 REDIS_UP = Gauge("postback_redis_up", "1 when Redis answers.", multiprocess_mode="mostrecent")
+REPLICAS_AWAY = Gauge(
+    "postback_replicas_away",
+    "1 while fewer replicas confirm than queue.replicas asks for.",
+    multiprocess_mode="mostrecent",
+)
 WORKERS = Gauge("postback_workers", "Workers that gave a sign of life.", multiprocess_mode="mostrecent")
 
 RECORDED = Counter("postback_recorded", "Notifications that the worker put into the ledger.", (*_ENDPOINT, "state"))

@@ -83,6 +83,8 @@ class Queue(_Section, frozen=True):
     redis_url: Secret | None = None
     """None: embedded Valkey under `data_dir`."""
     durability: Literal["strict", "relaxed"] = "strict"
+    replicas: int = 0
+    """Replicas that must have each batch before its senders are answered."""
 
 
 class Store(_Section, frozen=True):
@@ -207,6 +209,10 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("receive.body_timeout: must be between 1 and 300 seconds.")
     if not 1 <= settings.receive.max_body <= LARGEST_BODY:
         raise ConfigurationError("receive.max_body: must be between 1B and 4MiB.")
+    if not 0 <= settings.queue.replicas <= 16:
+        raise ConfigurationError("queue.replicas: must be between 0 and 16.")
+    if settings.queue.replicas and settings.queue.redis_url is None:
+        raise ConfigurationError("queue.replicas: needs queue.redis_url; the embedded Valkey has no replica.")
     if settings.receive.max_held < 0:
         raise ConfigurationError("receive.max_held: must be 0 or more.")
     host_and_port(settings.receive.bind, "receive.bind")

@@ -74,10 +74,12 @@ class Spool:
         except sqlite3.Error as error:
             raise NotStored(f"The spool takes no batches: {error}.") from error
 
-    def oldest(self, max_bytes: int, max_batches: int = 64) -> list[Spooled]:
-        """The first batches, in the order in which they came: at least one if there is any, then up to `max_bytes`."""
+    def oldest(self, max_bytes: int, max_batches: int = 64, after: int = 0) -> list[Spooled]:
+        """The first batches behind the position `after`, in the order in which they came: at least one if there is any,
+        then up to `max_bytes`."""
         rows = self._execute(
-            "SELECT position, job_id, sealed, description FROM batches ORDER BY position LIMIT ?", (max_batches,)
+            "SELECT position, job_id, sealed, description FROM batches WHERE position > ? ORDER BY position LIMIT ?",
+            (after, max_batches),
         )
         batches: list[Spooled] = []
         for row in rows:

@@ -6,6 +6,8 @@ A server that cannot be had skips its tests on a laptop and fails them when `CI`
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -40,6 +42,12 @@ def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "the aw
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def absent(server: str, error: Exception) -> None:
     """Skips, or fails in CI."""
     if os.environ.get("CI"):
@@ -49,6 +57,8 @@ def absent(server: str, error: Exception) -> None:
 
 class Valkey:
     """A Valkey server under `folder` that a test may stop, kill and start again."""
+
+    kind = "valkey"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,8 +71,11 @@ class Valkey:
     def client(self) -> Redis:
         return Redis.from_url(self.url, socket_timeout=5)
 
+    def command(self) -> list[str]:
+        return valkey.command(self.folder)
+
     def start(self) -> None:
-        self.process = subprocess.Popen(valkey.command(self.folder))
+        self.process = subprocess.Popen(self.command())
         client = self.client()
 
         def up() -> bool:
@@ -85,11 +98,33 @@ class Valkey:
             self.process.wait(10)
 
 
+class Redis7(Valkey):
+    """The ``redis-server`` that Debian has, with the configuration of the embedded Valkey: it has no WAITAOF."""
+
+    kind = "redis"
+
+    def command(self) -> list[str]:
+        return [redis_server(), *valkey.command(self.folder)[1:]]
+
+
+def redis_server() -> str:
+    """The binary. Skips the test, or fails it in CI, where it is not installed."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        absent("redis-server", FileNotFoundError("redis-server is not installed"))
+        raise AssertionError
+    return binary
+
+
+SERVERS = {server.kind: server for server in (Valkey, Redis7)}
+"""What the queue may live in; tests of what depends on it run on both."""
+
+
 @contextmanager
-def running_valkey() -> Iterator[Valkey]:
-    """A Valkey of its own. Its folder is short, as a Unix socket's path must be."""
+def running_valkey(kind: str = "valkey") -> Iterator[Valkey]:
+    """A server of its own. Its folder is short, as a Unix socket's path must be."""
     with tempfile.TemporaryDirectory(prefix="postback-") as folder:
-        server = Valkey(Path(folder))
+        server = SERVERS[kind](Path(folder))
         try:
             server.start()
         except Exception as error:

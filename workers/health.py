@@ -8,11 +8,12 @@ from typing import Any
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, select
 
-from receiver.connection import connect
+from receiver.connection import connect, replicas_confirm
 from receiver.errors import ConfigurationError, LedgerAway
 from receiver.health import queue_state
 from receiver.notification import now_us
 from receiver.providers.base import Endpoint
+from receiver.replicas import TooFewReplicas
 from receiver.settings import Settings
 from receiver.spool import Spool
 from workers.ledger import queries
@@ -39,9 +40,14 @@ def examine(settings: Settings) -> dict[str, Any]:
 
 
 def _redis(settings: Settings, problems: list[str]) -> dict[str, Any]:
-    redis = connect(settings)
+    redis, copies = connect(settings), settings.queue.replicas
     try:
         queue = queue_state(redis)
+        if copies:
+            replicas_confirm(redis, copies)
+    except TooFewReplicas as error:
+        problems.append(f"Too few replicas of Redis: {error}")
+        queue = {**queue, "replicas": "away"}
     except (RedisError, OSError) as error:
         problems.append("Redis does not answer.")
         return {"status": "away", "error": type(error).__name__}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 
 from tests.servers import eventually
+from tests.servers import free_port as free_port
 
 API_KEY = "test-api-key"
 
@@ -172,12 +172,6 @@ def command() -> list[str]:
     """The command as a user has it: the script that the installation put beside Python."""
     script = Path(sys.executable).with_name("postback")
     return [str(script)] if script.exists() else [sys.executable, "-m", "workers.cli.main"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -31,11 +31,14 @@ from receiver.connection import (
 )
 from receiver.errors import ConfigurationError
 from receiver.settings import Settings
-from tests.servers import Valkey, running_valkey
+from tests.servers import SERVERS, Valkey, running_valkey
 
 SECRET = "hunter2"
 NO_ADDRESS = "queue.redis_url: must be an address such as rediss://user:password@host:6379/0."
 UNCONFIRMED = "CONFIG is not allowed and WAITAOF does not confirm an append-only file"
+
+
+with_waitaof = pytest.mark.parametrize("server", ["valkey"], indirect=True)
 
 
 def at(address: str | None, folder: Path = Path("/tmp/x")) -> Settings:  # noqa: S108
@@ -43,10 +46,10 @@ def at(address: str | None, folder: Path = Path("/tmp/x")) -> Settings:  # noqa:
     return settings.read({**document, "data_dir": str(folder)}, folder)
 
 
-@pytest.fixture
-def server() -> Iterator[Valkey]:
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
     """A Valkey whose configuration the test may change."""
-    with running_valkey() as server:
+    with running_valkey(request.param) as server:
         yield server
 
 
@@ -176,6 +179,7 @@ def test_a_server_that_is_not_durable(server: Valkey, name: str, value: str, fau
     client.close()
 
 
+@with_waitaof
 def test_where_config_is_not_allowed_waitaof_tells(server: Valkey) -> None:
     client = restricted(server, "+@all -config")
     assert durability(client) == Durability(None, confirm_each=True)
@@ -184,12 +188,14 @@ def test_where_config_is_not_allowed_waitaof_tells(server: Valkey) -> None:
     client.close()
 
 
+@with_waitaof
 def test_where_neither_is_allowed_nothing_is_believed(server: Valkey) -> None:
     client = restricted(server, "+@all -config -waitaof")
     assert durability(client) == Durability(UNCONFIRMED, confirm_each=False)
     client.close()
 
 
+@with_waitaof
 def test_waitaof_speaks_of_writes_of_other_connections_too(server: Valkey) -> None:
     """A pool gives any connection, and one that wrote nothing is told that all of nothing is on the disk."""
     writer, asker = connect(at(server.url)), connect(at(server.url))
@@ -203,6 +209,15 @@ def test_waitaof_speaks_of_writes_of_other_connections_too(server: Valkey) -> No
     assert asker.get(PROBE) == b"1"
     writer.close()
     asker.close()
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+def test_redis_7_must_tell_its_configuration(server: Valkey) -> None:
+    """It has no WAITAOF, so that nothing else could tell."""
+    client = restricted(server, "+@all -config")
+    assert durability(client) == Durability(UNCONFIRMED, confirm_each=False)
+    assert durability(server.client()) == Durability(None, confirm_each=False)
+    client.close()
 
 
 def test_a_server_that_takes_no_writes_or_does_not_answer_confirms_nothing(server: Valkey) -> None:

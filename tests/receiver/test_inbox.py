@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from receiver.inbox import Batch, Inbox, Turn
 from receiver.notification import Envelope, open_batch
 from receiver.signing import Seal
 from tests.receiver.serving import BATCH_SEAL, QUEUE_KEY, batches, configured, envelope, jobs, kept
-from tests.servers import Valkey, eventually, running_valkey
+from tests.servers import SERVERS, Valkey, eventually, free_port, running_valkey
 from tests.support import secrets
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
@@ -32,10 +32,10 @@ PROMISE = 2.0
 """Seconds within which a sender is answered, whatever Redis does."""
 
 
-@pytest.fixture
-def server() -> Iterator[Valkey]:
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
     """A Valkey that the test may stop, kill or spoil."""
-    with running_valkey() as server:
+    with running_valkey(request.param) as server:
         yield server
 
 
@@ -490,7 +490,7 @@ def test_a_stop_does_not_wait_for_a_long_spool(redis: Redis, valkey_server: Valk
             moved.append(len(batches))
             inbox._stopping = True
 
-        inbox._enqueue = enqueue_then_stop  # type: ignore[method-assign]
+        inbox._enqueue = enqueue_then_stop  # type: ignore[method-assign, assignment]
         await inbox.start()
         assert (moved, inbox.spooled) == ([64], 236)
         await inbox.stop()
@@ -535,6 +535,7 @@ def test_relaxed_uses_what_is_not_durable(server: Valkey, tmp_path: Path) -> Non
     client.close()
 
 
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_where_config_is_not_allowed_each_commit_is_confirmed(server: Valkey, tmp_path: Path) -> None:
     admin("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config")(server)
     address = server.url.replace("unix://", "unix://app:pw@")
@@ -631,7 +632,7 @@ def test_a_spool_that_cannot_be_read_does_not_keep_redis_from_being_used(
 ) -> None:
     inbox = Inbox(configured(tmp_path, valkey_server.url), BATCH_SEAL)
 
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
     with monkeypatch.context() as disk:
@@ -685,7 +686,7 @@ def test_draining_keeps_up_with_what_is_spooled_meanwhile(redis: Redis, valkey_s
         round_trips += 1
         enqueue(batches)
 
-    inbox._enqueue = counting  # type: ignore[method-assign]
+    inbox._enqueue = counting  # type: ignore[method-assign, assignment]
     inbox._look()
     assert (inbox.redis_up, inbox.spooled, round_trips) == (True, 0, 4)
     assert keys(kept(redis)) == [str(number) for number in range(200)]
@@ -708,3 +709,135 @@ def test_the_drainer_outlives_every_error(
         inbox._look()
         assert inbox.redis_up
     asyncio.run(inbox.stop())
+
+
+# Replicas
+
+
+@pytest.fixture
+def replica(server: Valkey) -> Iterator[Valkey]:
+    """One that follows `server`, which listens on a port for it."""
+    with running_valkey(server.kind) as follower:
+        port = free_port()
+        admin("CONFIG", "SET", "port", str(port))(server)
+        admin("REPLICAOF", "127.0.0.1", str(port))(follower)
+        eventually(lambda: in_step(follower), what="a replica that follows")
+        yield follower
+
+
+def in_step(follower: Valkey) -> bool:
+    client = follower.client()
+    try:
+        return bool(client.info("replication")["master_link_status"] == "up")
+    finally:
+        client.close()
+
+
+def replicated(folder: Path, server: Valkey, count: int = 1) -> Inbox:
+    settings = configured(folder, server.url)
+    queue = msgspec.structs.replace(settings.queue, replicas=count)
+    return Inbox(msgspec.structs.replace(settings, queue=queue), BATCH_SEAL)
+
+
+@contextmanager
+def standing_still(server: Valkey) -> Iterator[None]:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_batch_is_with_the_replica_before_it_is_answered(server: Valkey, replica: Valkey, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        inbox = replicated(tmp_path, server)
+        await inbox.start()
+        assert (inbox.fault, inbox.replicas_away) == (None, False)
+        for number in range(20):
+            await commit_in_time(inbox, *numbered(1, number))
+            # Asked at once: what is not there now was not waited for.
+            assert len(kept(follower)) == number + 1
+        assert inbox.spooled == 0
+        await inbox.stop()
+
+    follower = replica.client()
+    asyncio.run(scenario())
+    follower.close()
+
+
+def test_while_the_replica_is_away_the_spool_keeps_a_second_copy(
+    server: Valkey, replica: Valkey, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        inbox = replicated(tmp_path, server)
+        await inbox.start()
+        await commit_in_time(inbox, *numbered(2))
+        with standing_still(replica):
+            await commit_in_time(inbox, *numbered(3, 2))
+            await until(lambda: inbox.replicas_away, "the fault")
+            assert inbox.fault == "Redis has too few replicas: TooFewReplicas."
+            assert (inbox.redis_up, inbox.redis_answers) == (False, True)
+            await commit_in_time(inbox, *numbered(3, 5))
+            # Payments are not late: the master has them, and the spool keeps them.
+            await until(lambda: keys(kept(master))[-3:] == ["5", "6", "7"], "the batches with the master")
+            assert inbox.spooled == 2
+        await until(lambda: inbox.redis_up and inbox.spooled == 0, "a drained spool")
+        assert not inbox.replicas_away
+        await inbox.stop()
+
+    master, follower = server.client(), replica.client()
+    asyncio.run(scenario())
+    assert set(keys(kept(master))) == set(keys(kept(follower))) == {str(number) for number in range(8)}
+    master.close()
+    follower.close()
+
+
+def test_what_only_a_lost_master_had_comes_from_the_spool(server: Valkey, replica: Valkey, tmp_path: Path) -> None:
+    """The replica was cut off, the master was lost for ever, and the replica takes its place."""
+
+    async def scenario() -> None:
+        inbox = replicated(tmp_path, server)
+        await inbox.start()
+        await commit_in_time(inbox, *numbered(2))
+        admin("REPLICAOF", "NO", "ONE")(replica)
+        await commit_in_time(inbox, *numbered(3, 2))
+        await until(lambda: inbox.replicas_away, "the fault")
+        await commit_in_time(inbox, *numbered(1, 5))
+        await until(lambda: keys(kept(master))[-1:] == ["5"], "the batch with the master")
+        server.kill()
+        assert keys(kept(follower)) == ["0", "1"]
+        await inbox.stop()
+        # The same spool, before a new master that has no replica yet.
+        inbox = replicated(tmp_path, replica)
+        await inbox.start()
+        await until(lambda: set(keys(kept(follower))) == {str(number) for number in range(6)}, "all that was answered")
+        assert (inbox.replicas_away, inbox.spooled) == (True, 2)
+        await inbox.stop()
+
+    master, follower = server.client(), replica.client()
+    asyncio.run(scenario())
+    master.close()
+    follower.close()
+
+
+def test_a_commit_that_fails_inside_leaves_no_reply_to_the_next(server: Valkey, tmp_path: Path) -> None:
+    """Replies that nobody read would be taken for those of the next batch."""
+
+    async def scenario() -> None:
+        inbox = replicated(tmp_path, server, 0)
+        inbox._replicas = 1
+        inbox.fault = None
+        admin("CONFIG", "SET", "maxmemory", "1mb")(server)
+        assert not await inbox._enqueued(inbox._sealed(numbered(1)))
+        assert inbox.fault == "Redis does not take batches: OutOfMemoryError."
+        admin("CONFIG", "SET", "maxmemory", "0")(server)
+        inbox.fault = None
+        assert not await inbox._enqueued(inbox._sealed(numbered(1, 1)))
+        assert "TooFewReplicas" in str(inbox.fault)
+        await inbox.stop()
+
+    asyncio.run(scenario())
+    client = server.client()
+    assert keys(kept(client)) == ["1"]
+    client.close()

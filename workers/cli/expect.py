@@ -52,7 +52,8 @@ def add(
     fault, confirm_each = durability(redis)
     if fault and settings.queue.durability == "strict":
         raise NotStored(f"Redis is not durable: {fault}.")
-    register(redis, Seal(settings.security.seal_keys, "expectation"), expectation, confirm_each)
+    seal = Seal(settings.security.seal_keys, "expectation")
+    register(redis, seal, expectation, confirm_each, settings.queue.replicas)
     print("Registered.")
 
 

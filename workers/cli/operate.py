@@ -116,12 +116,17 @@ def _networks(networks: tuple[object, ...]) -> str:
 def _queue(settings: Settings) -> Finding:
     from redis.exceptions import RedisError
 
-    from receiver.connection import connect, durability
+    from receiver.connection import connect, durability, replicas_confirm
+    from receiver.replicas import TooFewReplicas
 
     embedded = settings.queue.redis_url is None
-    redis = connect(settings)
+    redis, copies = connect(settings), settings.queue.replicas
     try:
         fault = durability(redis).fault
+        if copies:
+            replicas_confirm(redis, copies)
+    except TooFewReplicas as error:
+        return Finding("queue", "fault", f"queue.replicas: {error}")
     except (RedisError, OSError) as error:
         if embedded:
             return Finding("queue", "note", "embedded Valkey, not running now; `postback up` starts it")
@@ -129,7 +134,8 @@ def _queue(settings: Settings) -> Finding:
     finally:
         redis.close()
     if fault is None:
-        return Finding("queue", "ok", "an answer means that it is on the disk")
+        also = f" and at {copies} replica{'s' if copies > 1 else ''}" if copies else ""
+        return Finding("queue", "ok", f"an answer means that it is on the disk{also}")
     strict = settings.queue.durability == "strict"
     return Finding("queue", "fault" if strict else "note", f"queue.durability: in this Redis {fault}")
 
