@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from receiver import logs, metrics
+from receiver import cards, logs, metrics
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.expected import HeldLimit, Tokens
 from receiver.inbox import Inbox
@@ -30,6 +30,8 @@ log = logs.get("receiver.accept")
 MAX_HELD_BODY = 16 << 10
 """Bytes of an unverified body: the sender's own have a few hundred."""
 
+_USUAL_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json", "application/xml", "text/xml", ""})
+_NOTHING: Mapping[str, int] = {}
 _JSON = (b"content-type", b"application/json")
 _CLOSE = (b"connection", b"close")
 
@@ -87,9 +89,10 @@ class Accept:
         visit.source = self._source(scope, route)                                       # 2 source
         message = self._credentials(scope, route, visit)                                # 3 credentials
         message = await self._body(scope, receive, message, visit)                      # 4 body
-        verified = await self._authenticate(route, message)                             # 5 authenticate
+        verified = await self._authenticate(route, message, visit)                      # 5 authenticate
+        message, visit.masked = _without_cards(route, message)                         #   mask card numbers
         identity, doubt = self._identify(route, message)                                # 6 identify
-        envelope = await self._envelope(route, message, visit, verified, identity, doubt)
+        envelope = self._envelope(route, message, visit, verified, identity, doubt)
         await self._inbox.commit(envelope)                                              # 7 commit
         return envelope.id, self._status(route, envelope)                               # 8 answer
         # fmt: on
@@ -161,16 +164,24 @@ class Accept:
                 visit.size, visit.read_whole = size, True
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _authenticate(self, route: Route, message: Message) -> bool:
+    async def _authenticate(self, route: Route, message: Message, visit: Visit) -> bool:
         """False only for a token that nobody registered yet: there is nothing to compare with, so it is held."""
         token = route.provider.token_of(message)
         expected: Expectation | None = None
         if token is not None:
             expected = await self._tokens.find(route.endpoint.provider, route.endpoint.facility, token)
             if expected is None:
+                await self._hold(route.endpoint, message, visit)
                 return False
         route.provider.authenticate(message, route.endpoint, expected)
         return True
+
+    async def _hold(self, endpoint: Endpoint, message: Message, visit: Visit) -> None:
+        """The limits of what is kept without a proof come before all further work on it."""
+        if len(message.body) > MAX_HELD_BODY:
+            raise Refused(Reason.BODY_TOO_LARGE, "The body is too large to be held without proof.")
+        visit.id = new_id(now_us())
+        await self._held.take(endpoint.provider, endpoint.facility, visit.id)
 
     def _identify(self, route: Route, message: Message) -> tuple[Identity, Quarantined | None]:
         try:
@@ -185,7 +196,7 @@ class Accept:
         content = digest(message.content_type.encode(), message.body)
         return Identity(f"body:{content}", "unknown", content), doubt
 
-    async def _envelope(
+    def _envelope(
         self,
         route: Route,
         message: Message,
@@ -196,7 +207,7 @@ class Accept:
     ) -> Envelope:
         received_at = now_us()
         envelope = Envelope(
-            id=new_id(received_at),
+            id=visit.id or new_id(received_at),
             provider=route.endpoint.provider,
             facility=route.endpoint.facility,
             received_at=received_at,
@@ -211,10 +222,8 @@ class Accept:
             quarantine=doubt.reason if doubt else "",
             detail=doubt.detail if doubt else "",
         )
-        if not verified:
-            if len(message.body) > MAX_HELD_BODY:
-                raise Refused(Reason.BODY_TOO_LARGE, "The body is too large to be held without proof.")
-            await self._held.take(envelope.provider, envelope.facility, envelope.id)
+        for place, numbers in visit.masked.items():
+            _report_cards(envelope.provider, envelope.facility, place, numbers, envelope.id)
         return envelope
 
     def _status(self, route: Route, envelope: Envelope) -> bytes:
@@ -239,17 +248,20 @@ class Accept:
     def record(self, scope: Any, visit: Visit, refused: Refused) -> None:
         """Counts and keeps a refusal: no body, no header's value, no control character."""
         metrics.REFUSED.labels(visit.provider, visit.facility, refused.reason).inc()
+        path, content_type = cards.masked_text(scope["path"]), cards.masked_text(visit.content_type)
+        if (path, content_type) != (scope["path"], visit.content_type):
+            _report_cards(visit.provider, visit.facility, "refusal", 1)
         self._refusals.add(
             Refusal(
                 at=now_us(),
-                provider=visit.provider or _text(scope["path"]),
+                provider=visit.provider or _text(path),
                 facility=visit.facility,
                 source=visit.source or self._seen(scope),
                 reason=refused.reason,
                 detail=refused.detail,
                 status=refused.status,
                 size=visit.size,
-                content_type=_text(visit.content_type),
+                content_type=_text(content_type),
             )
         )
         log.info("request_refused", provider=visit.provider, facility=visit.facility, reason=refused.reason)
@@ -290,13 +302,17 @@ class Accept:
 class Visit:
     """What is known of a request so far, for its refusal record."""
 
-    __slots__ = ("content_type", "read_whole", "route", "size", "source")
+    __slots__ = ("content_type", "id", "masked", "read_whole", "route", "size", "source")
 
     def __init__(self) -> None:
         self.route: Route | None = None
+        self.id = ""
+        """Of what is held; any other gets its id with its envelope."""
         self.source = ""
         self.content_type = ""
         self.size = 0
+        self.masked = _NOTHING
+        """Card numbers by place."""
         self.read_whole = False
 
     @property
@@ -351,6 +367,27 @@ def _route(endpoint: Endpoint) -> Route:
 def _length(text: str | None) -> int:
     """What the sender says; more digits than that are as much too large."""
     return int(text[:18]) if text and text.isascii() and text.isdigit() else 0
+
+
+def _without_cards(route: Route, message: Message) -> tuple[Message, Mapping[str, int]]:
+    """What is kept of a message: no card number, wherever it stands. From here on nobody sees the bytes as sent, so a
+    replay finds the same duplicate key and fingerprint as the first look, and neither can be tried out for a number.
+    """
+    if cards.may_hold(message.body) or route.provider.kept_headers or message.content_type not in _USUAL_TYPES:
+        return cards.masked_message(message, route.provider, route.endpoint)
+    return message, _NOTHING
+
+
+def _report_cards(provider: str, facility: str, place: str, numbers: int, notification_id: str = "") -> None:
+    metrics.CARDS_MASKED.labels(provider, facility, place).inc(numbers)
+    log.warning(
+        "card_number_masked",
+        provider=provider,
+        facility=facility,
+        place=place,
+        numbers=numbers,
+        id=notification_id or None,
+    )
 
 
 def _text(raw: str) -> str:

@@ -21,7 +21,7 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 from rq import Queue
 
-from receiver import logs, replicas
+from receiver import cards, logs, replicas
 from receiver.connection import DEADLINE, QUEUE, Serializer, aof_confirms
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.inbox import RECORD_EXPECTATION, enqueue
@@ -85,6 +85,8 @@ def expectation_of(given: ExpectationBody, endpoint: Endpoint) -> Expectation:
         text = getattr(given, name)
         if text is not None and not (0 < len(text) <= longest and text.isprintable() and text.strip() == text):
             raise refuse(f"{name} must have 1 to {longest} printable characters.")
+    if cards.masked_text(given.reference) != given.reference and not endpoint.own_numbers:
+        raise refuse("reference looks like a card number; own_numbers of the endpoint allows numbers of your own.")
     if not _CURRENCY.fullmatch(given.currency):
         raise refuse("currency must be three capital letters, such as NZD.")
     exponent = provider.exponent(given.currency)

@@ -5,9 +5,33 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from receiver import cards
+
+
+def without_cards(logger: Any, method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """The last look before a line is written: no card number in any value, tracebacks included."""
+    return {name: _without_cards(value) for name, value in event.items()}
+
+
+def _without_cards(value: Any) -> Any:
+    if isinstance(value, str):
+        # Of its own kind, as an enumeration would be shown by its value anyway.
+        return cards.masked_text(value)
+    if isinstance(value, bool) or value is None or isinstance(value, float):
+        return value
+    if isinstance(value, int):
+        text = str(value)
+        return value if (masked := cards.masked_text(text)) == text else masked
+    if isinstance(value, dict):
+        return {_without_cards(name): _without_cards(child) for name, child in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_without_cards(child) for child in value]
+    return cards.masked_text(repr(value))
 
 
 def configure(process: str) -> None:
@@ -41,7 +65,7 @@ def configure(process: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, without_cards, renderer],
         )
     )
     root = logging.getLogger()

@@ -17,6 +17,9 @@ _ENDPOINT = ("provider", "facility")
 ACCEPTED = Counter("postback_accepted", "Notifications answered 200 and kept.", (*_ENDPOINT, "status"))
 REFUSED = Counter("postback_refused", "Requests that were refused, by reason.", (*_ENDPOINT, "reason"))
 NOT_STORED = Counter("postback_not_stored", "Requests that neither Redis nor the spool took.", _ENDPOINT)
+CARDS_MASKED = Counter(
+    "postback_card_numbers_masked", "Card numbers that were masked before they were kept.", (*_ENDPOINT, "place")
+)
 ANSWER_SECONDS = Histogram(
     "postback_answer_seconds",
     "Time from the headers to the answer, of accepted notifications.",

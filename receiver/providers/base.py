@@ -26,6 +26,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: Environment = "production"
     allowed_sources: tuple[str, ...] | None = None
     """CIDRs instead of the sender's documented addresses."""
+    own_numbers: tuple[str, ...] = ()
+    """Fields that hold the merchant's own numbers, which are no card numbers even when they look like them."""
 
     @property
     def provider(self) -> str:
@@ -79,6 +81,9 @@ class Provider:
     """Headers without secrets that `identify` and `interpret` need."""
     secret_fields: frozenset[str]
     """Body fields (lower case) that are never shown."""
+    identifiers: Callable[[Message, Any], list[str]]
+    """Values of a body that tell payments apart or are signed, and of `own_numbers`: never taken for card numbers.
+    Raises `Quarantined` for what cannot be read."""
     not_stored_status: int
     """The status that makes this sender send again."""
     event_types: frozenset[str]

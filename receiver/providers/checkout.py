@@ -12,6 +12,7 @@ Vendor: https://www.checkout.com/docs/workflows/set-up-your-webhook-receiver (12
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ _TOTALS = {
     "voided": "total_voided",
 }
 
+_IDENTIFIERS = ("id", "payment_id", "action_id")
 # What can be a key: documented ids are three letters and 26 characters.
 _ID = re.compile(r"[!-~]{1,100}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
@@ -155,6 +157,10 @@ def identify(message: Message, endpoint: CheckoutEndpoint) -> Identity:
     content = digest(message.body)
     # The vendor's example of payment_authentication_failed has no id.
     return Identity(_id(event.body, "id") or f"body:{content}", event.type, content)
+
+
+def identifiers(message: Message, endpoint: CheckoutEndpoint) -> list[str]:
+    return list(_values_of(json_object(message.body).value, {*_IDENTIFIERS, *endpoint.own_numbers}))
 
 
 def interpret(message: Message, endpoint: CheckoutEndpoint) -> PaymentEvent:
@@ -234,6 +240,19 @@ def _action_id(event: _Event) -> str | None:
     if event.effect not in (Effect.DISPUTED, Effect.DISPUTE_ENDED):
         return _id(event.data, "action_id")
     return None if event.type == "payment_chargeback" else _id(event.data, "id")
+
+
+def _values_of(value: Any, names: set[str]) -> Iterator[str]:
+    """Texts and numbers that have one of `names`, at any depth."""
+    if isinstance(value, list):
+        for child in value:
+            yield from _values_of(child, names)
+    elif isinstance(value, dict):
+        for name, child in value.items():
+            if name in names and isinstance(child, str | int):
+                yield str(child)
+            else:
+                yield from _values_of(child, names)
 
 
 def _id(node: Json, *path: str) -> str | None:
@@ -327,6 +346,7 @@ PROVIDER = Provider(
     proof_headers=("cko-signature", "authorization"),
     kept_headers=(),
     secret_fields=frozenset(),
+    identifiers=identifiers,
     # Anything but 2xx within 10 s is sent again, eight times in 30 h: https://www.checkout.com/docs/workflows
     not_stored_status=503,
     event_types=frozenset([*EFFECTS, *NO_EFFECT, *LEGACY]),

@@ -118,6 +118,12 @@ def identify(message: Message, endpoint: DebitsuccessEndpoint) -> Identity:
     return Identity(f"casual:{key}", CASUAL, digest(status.encode(), code.encode()))
 
 
+def identifiers(message: Message, endpoint: DebitsuccessEndpoint) -> list[str]:
+    names = {"paymentformtoken", "webhooktoken", *(name.lower() for name in endpoint.own_numbers)}
+    given = [text for name, texts in _read(message.body).items() if name in names for _, text in texts if text]
+    return [*given, message.headers.get("x-traceid", "")]
+
+
 def interpret(message: Message, endpoint: DebitsuccessEndpoint) -> PaymentEvent:
     if _is_event(message):
         return PaymentEvent(event_type=_event_name(message), custom=_custom(json_object(message.body)))
@@ -221,6 +227,7 @@ PROVIDER = Provider(
     proof_headers=("x-token",),
     kept_headers=("x-eventname", "x-traceid"),
     secret_fields=SECRET_FIELDS,
+    identifiers=identifiers,
     # Events: anything but 200 is a failure [EVENTS]. Casual payments are never sent again, whatever the answer.
     not_stored_status=503,
     event_types=frozenset({CASUAL, *EVENTS.values()}),

@@ -107,6 +107,12 @@ def identify(message: Message, endpoint: PaymentzEndpoint) -> Identity:
     return Identity(f"{body.text('paymentId')}:{_short(body)}:{event_type}", event_type, digest(*content))
 
 
+def identifiers(message: Message, endpoint: PaymentzEndpoint) -> list[str]:
+    # A signed field that was changed would not be believed in the worker, nor ever again.
+    body = _read(message)
+    return [_as_sent(body, name) for name in (*_SIGNED, "checksum", *endpoint.own_numbers)]
+
+
 def interpret(message: Message, endpoint: PaymentzEndpoint) -> PaymentEvent:
     body = _read(message)
     _believe(body, endpoint)
@@ -253,6 +259,7 @@ PROVIDER = Provider(
     kept_headers=(),
     # With it, anybody could send the same callback under another long status.
     secret_fields=frozenset({"checksum"}),
+    identifiers=identifiers,
     # No document promises a retry.
     not_stored_status=503,
     event_types=frozenset(EFFECTS),

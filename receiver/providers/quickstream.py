@@ -65,6 +65,7 @@ _CORE = frozenset(
         "successFlag",
     }
 )
+_IDENTIFIERS = ("receiptNumber", "communityCode", "paymentAmount", "surchargeAmount")
 # Receipts have ten digits. Longer keys than an index takes must not reach the ledger.
 MAX_KEY = 100
 
@@ -89,6 +90,11 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
     fields = _read(message)
     _believe(fields, endpoint)
     return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
+
+
+def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
+    values = _read(message).values
+    return [value for name in (*_IDENTIFIERS, *endpoint.own_numbers) for value in values.get(name, ())]
 
 
 def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
@@ -215,6 +221,7 @@ PROVIDER = Provider(
     proof_headers=("authorization",),
     kept_headers=(),
     secret_fields=frozenset(),
+    identifiers=identifiers,
     # Anything but 200 is a failure; 500 is the vendor's own word for "could not be saved" [S2S].
     not_stored_status=500,
     event_types=frozenset({"payment"}),

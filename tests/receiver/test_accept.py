@@ -762,3 +762,77 @@ def test_asyncio_debug_finds_nothing(redis: Redis, valkey_server: Valkey, tmp_pa
         send(application, QUICKSTREAM, without=("authorization",))
         application.begin("POST", QUICKSTREAM.path, headers_of(QUICKSTREAM), [End.HANGUP]).result(10)
     assert problems == []
+
+
+# Card numbers.
+
+VISA, MASTERCARD = "4111111111111111", "5555 5555 5555 4444"
+
+
+def with_cards(name: str) -> tuple[Recorded, dict[str, str]]:
+    """A proven request with a published test number in a field, and the headers that prove it."""
+    request = SENDERS[name]
+    if name == "quickstream":
+        return replace(request, body=request.body + f"&customNote={MASTERCARD.replace(' ', '+')}".encode()), {}
+    if name == "event":
+        return replace(request, body=request.body.replace(b"{", f'{{"Note": "{MASTERCARD}", '.encode(), 1)), {}
+    body = request.body.rstrip()[:-1] + f', "note": "{MASTERCARD}", "number": {VISA}}}'.encode()
+    signature = hmac.new(b"cko-new-key", body, "sha256").hexdigest()
+    return replace(request, body=body), {"cko-signature": signature} if name == "checkout" else {}
+
+
+@pytest.mark.parametrize("name", SENDERS)
+def test_card_numbers_are_masked_after_the_proof_and_before_anything_is_kept(
+    redis: Redis, application: Application, name: str
+) -> None:
+    request, proof = with_cards(name)
+    for _ in range(2):
+        accepted(send(application, SENDERS[name], body=request.body, adding=proof))
+    first, second = kept(redis)
+    assert b"4444" in first.body
+    for number in (VISA, MASTERCARD, MASTERCARD.replace(" ", "+")):
+        assert number.encode() not in first.body
+    assert len(first.body) == len(request.body)
+    assert (first.dedupe_key, first.fingerprint) == (second.dedupe_key, second.fingerprint)
+    if name != "event":
+        # An event without X-TraceId has its body's digest; all others have the key that they would have had.
+        assert first.dedupe_key == proven_identity(request).dedupe_key
+    stored = list(everything(redis))
+    assert len(stored) > 1
+    assert not any(VISA.encode() in value for value in stored)
+    figures = application.get("/metrics").body.decode()
+    endpoint = f'facility="{first.facility}",place="body",provider="{first.provider}"'
+    assert f"postback_card_numbers_masked_total{{{endpoint}}}" in figures
+
+
+def proven_identity(request: Recorded) -> Identity:
+    endpoints = configured(Path("/x"), "redis://h").endpoints
+    endpoint = next(each for (provider, _), each in endpoints.items() if provider == request.provider.name)
+    return request.provider.identify(request.message(), endpoint)
+
+
+def everything(redis: Redis) -> Iterator[bytes]:
+    keys: Any = redis.keys("*")
+    for key in keys:
+        dumped: Any = redis.dump(key)
+        yield dumped or b""
+
+
+def test_what_is_held_is_masked_and_can_still_be_proven(redis: Redis, application: Application) -> None:
+    body = CASUAL.body.replace(b'"Message": ""', f'"Message": "{VISA}"'.encode())
+    assert body != CASUAL.body
+    accepted(send(application, CASUAL, body=body), "held")
+    (envelope,) = kept(redis)
+    assert VISA.encode() not in envelope.body
+    message = replace(CASUAL, body=envelope.body).message()
+    endpoint: Any = configured(Path("/x"), "redis://h").endpoints["debitsuccess", "gym"]
+    debitsuccess.authenticate(message, endpoint, EXPECTED_CASUAL)
+
+
+def test_a_refusal_record_holds_no_card_number(redis: Redis, application: Application) -> None:
+    send(application, QUICKSTREAM, path=f"/notify/quickstream/{VISA}")
+    send(application, QUICKSTREAM, without=("authorization", "content-type"), adding={"content-type": f"a/{VISA}"})
+    eventually(lambda: len(listed(redis)) == 2, what="two refusals")
+    found = listed(redis)
+    assert VISA not in str(found)
+    assert "411111******1111" in found[0]["content_type"] + found[1]["content_type"]

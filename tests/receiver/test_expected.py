@@ -119,6 +119,12 @@ def test_other_senders_and_their_currencies(
     assert expectation.provider == endpoint.provider
 
 
+def test_a_number_of_the_merchants_own_that_looks_like_a_card_number() -> None:
+    own = msgspec.structs.replace(QUICKSTREAM, own_numbers=("paymentReference",))
+    body = msgspec.json.encode(PLAIN | {"reference": "4111111111111111"})
+    assert expectation_from(body, own).reference == "4111111111111111"
+
+
 def test_a_merchant_of_the_endpoint() -> None:
     assert expectation_from(msgspec.json.encode(PLAIN | {"merchant": "ACME"}), QUICKSTREAM).merchant == "ACME"
 
@@ -135,6 +141,7 @@ def test_valid_to(text: str, moment: datetime) -> None:
 
 
 UNDOCUMENTED = "The expectation is not as documented: "
+CARD = "reference looks like a card number; own_numbers of the endpoint allows numbers of your own."
 NO_TIME = "valid_to must be a time such as 2026-11-22T10:00:00Z."
 LONG = f"{SECRET}{'x' * 255}"
 
@@ -154,6 +161,7 @@ LONG = f"{SECRET}{'x' * 255}"
         (DEBITSUCCESS, CASUAL | {"amount": 12.5}, UNDOCUMENTED + "Expected `str`, got `float` - at `$.amount`."),
         (DEBITSUCCESS, CASUAL | {"token": [SECRET]},
          UNDOCUMENTED + "Expected `str | null`, got `array` - at `$.token`."),
+        (DEBITSUCCESS, CASUAL | {"reference": "4111 1111 1111 1111"}, CARD),
         (DEBITSUCCESS, CASUAL | {"reference": ""}, "reference must have 1 to 255 printable characters."),
         (DEBITSUCCESS, CASUAL | {"reference": f" {SECRET}"}, "reference must have 1 to 255 printable characters."),
         (DEBITSUCCESS, CASUAL | {"reference": LONG}, "reference must have 1 to 255 printable characters."),

@@ -57,3 +57,39 @@ def test_a_traceback_shows_no_variables(terminal: bool) -> None:
     assert "ValueError: the reason" in text
     assert "request_refused" in text
     assert SECRET not in text
+
+
+CARDS = """
+import logging, sys
+from receiver import logs
+sys.stderr.isatty = lambda: {terminal}
+logs.configure("serve")
+log = logs.get("receiver.test")
+number = "4111 1111 1111 1111"
+nested = {{"a": [number, int(number.replace(" ", ""))]}}
+log.info("request_refused", detail="x" + number, nested=nested, raw=number.encode())
+try:
+    raise ValueError("pan=4111%201111%201111%201111")
+except ValueError:
+    log.exception("accept_failed")
+    logging.getLogger("rq.worker").exception("library " + number)
+log.info("request_refused", id="0193a3c1-4111-7111-8111-111111111111", at=1741231329123457)
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_holds_a_card_number(terminal: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CARDS.format(terminal=terminal)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1111 1111" not in done.stderr
+    assert "411111******1111" in done.stderr
+    assert "4111%201111" not in done.stderr
+    assert done.stderr.count("4111 11** **** 1111") == 4
+    # Ids and times stay as they are.
+    assert "0193a3c1-4111-7111-8111-111111111111" in done.stderr
+    assert "1741231329123457" in done.stderr

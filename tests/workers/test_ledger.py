@@ -751,3 +751,8 @@ def test_an_expectation_of_another_reference_waits_for_nobody(database_url: str,
         ahead.result(20)
     halted.engine.dispose()
     assert len(rows(engine, payments)) == 2
+
+
+def test_a_traceback_is_kept_without_card_numbers(ledger: Ledger, engine: Engine) -> None:
+    ledger.record([Interpreted(envelope("k1"), "failed", "interpretation_failed", "ValueError: 4111 1111 1111 1111")])
+    assert rows(engine, notifications)[0].detail == "ValueError: 4111 11** **** 1111"

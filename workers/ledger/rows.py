@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from receiver import cards
 from receiver.notification import Envelope, Expectation, PaymentEvent, microseconds, utc
 from receiver.signing import digest
 from workers.ledger.bodies import Bodies
@@ -89,7 +90,7 @@ def judgement(item: Interpreted) -> dict[str, Any]:
     return {
         "state": item.state,
         "reason": item.reason,
-        "detail": cleaned(item.detail)[-_LONGEST_DETAIL:],
+        "detail": cards.masked_text(cleaned(item.detail))[-_LONGEST_DETAIL:],
         "processed_at": datetime.now(UTC),
         "verified": item.envelope.verified,
         "event_type": cut(event_type, 120),
