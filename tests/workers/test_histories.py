@@ -25,6 +25,10 @@ PROVIDER = st.sampled_from(sorted(HISTORIES))
 RANDOM = st.integers(0, 2**32 - 1).map(Random)
 
 
+def test_every_sender_has_histories() -> None:
+    assert HISTORIES.keys() == PROVIDERS.keys()
+
+
 @settings(max_examples=400)
 @given(PROVIDER, RANDOM)
 def test_a_history_gives_the_payment_that_it_tells_of(provider: str, random: Random) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from receiver.notification import Effect, Expectation, PaymentEvent, PaymentState
 from receiver.providers import checkout, debitsuccess, paymentz, quickstream
+from tests.states import STATES
 from tests.support import CHECKOUT, PAYMENTZ, QUICKSTREAM, recorded
 from workers.ledger.payments import Payment, expectation_key, fold
 
@@ -182,49 +183,20 @@ def test_every_kind_of_checkout_dispute_ends_when_it_is_won(names: tuple[str, ..
     assert folded(won, CAPTURED, *events).state == PaymentState.CAPTURED
 
 
-QUICKSTREAM_STATES = {"0": "captured", "1": "declined", "2": "pending", "3": "failed"}
-PAYMENTZ_STATES = {
-    "pending": "begun authstarted 3d_authstarted capturestarted",
-    "authorised": "authsuccessful",
-    "captured": "capturesuccess settled",
-    "declined": "authfailed",
-    "failed": "capturefailed failed",
-    "cancelled": "authcancelled cancelled",
-    "refunded": "reversed",
-    "disputed": "chargeback",
-    None: "cancelstarted markedforreversal payoutstarted payoutsuccessful payoutfailed",
-}
-DEBITSUCCESS_STATES = {
-    "captured": "success cleared settled",
-    "declined": """declined declined_insufficient_funds declined_card_expired declined_do_not_honour
-        declined_refer_to_card_issuer""",
-    "failed": "error failure contractprefixinvalid failed not_submitted",
-    "expired": "tokenexpired",
-    "authorised": "authorized authorised",
-    "pending": "pending processing statusrequired requires3ds",
+TABLES = {
+    "quickstream": quickstream.EFFECTS,
+    "checkout": checkout.EFFECTS,
+    "debitsuccess": debitsuccess.EFFECTS,
+    "paymentz": paymentz.EFFECTS,
 }
 
 
-@pytest.mark.parametrize(("summary", "state"), QUICKSTREAM_STATES.items())
-def test_quickstream_summary_codes(summary: str, state: str) -> None:
-    assert state_of(quickstream.EFFECTS[summary]) == PaymentState(state)
-
-
-@pytest.mark.parametrize(
-    ("word", "state"), [(word, state) for state, words in PAYMENTZ_STATES.items() for word in words.split()]
-)
-def test_paymentz_words(word: str, state: str | None) -> None:
-    payment = fold([event(paymentz.EFFECTS[word], None)])
-    assert (payment and payment.state.value) == state
-    assert set(paymentz.EFFECTS) == {word for words in PAYMENTZ_STATES.values() for word in words.split()}
-
-
-@pytest.mark.parametrize(
-    ("word", "state"), [(word, state) for state, words in DEBITSUCCESS_STATES.items() for word in words.split()]
-)
-def test_debitsuccess_words(word: str, state: str) -> None:
-    assert state_of(debitsuccess.EFFECTS[word]) == PaymentState(state)
-    assert set(debitsuccess.EFFECTS) == {word for words in DEBITSUCCESS_STATES.values() for word in words.split()}
+@pytest.mark.parametrize(("provider", "word"), [(name, word) for name, table in TABLES.items() for word in table])
+def test_the_state_after_each_word_of_each_sender(provider: str, word: str) -> None:
+    """With a time, and without, as Paymentz has none that can be used."""
+    for minute in (0, None):
+        payment = fold([event(TABLES[provider][word], minute)])
+        assert (payment and payment.state.value) == STATES[provider][word]
 
 
 @pytest.mark.parametrize(
