@@ -181,7 +181,7 @@ class Ledger:
                 ),
                 values,
             )
-            current = _expectations(connection, provider, facility, [key])[key]
+            current = expectations_of(connection, provider, facility, [key])[key]
             if current.token is not None:
                 self._release(connection, current, judge, recorded)
             self._fold_new(connection, _events(recorded.new), recorded)
@@ -264,7 +264,7 @@ class Ledger:
         """What is held although its token is registered: that happened while the notification was on its way."""
         held = [(item.envelope.provider, item.envelope.facility, item.token) for item in recorded.new if item.token]
         for provider, facility, tokens in grouped(held):
-            known = _expectations(connection, provider, facility, [token_key(token) for token in tokens])
+            known = expectations_of(connection, provider, facility, [token_key(token) for token in tokens])
             for _, expectation in sorted(known.items()):
                 self._release(connection, expectation, judge, recorded)
 
@@ -452,12 +452,15 @@ def _expected(connection: Connection, events: Events) -> dict[PaymentKey, Expect
             wanted[key] = name
     found: dict[PaymentKey, Expectation] = {}
     for provider, facility, names in grouped((key[0], key[1], name) for key, name in wanted.items()):
-        for name, expectation in _expectations(connection, provider, facility, names).items():
+        for name, expectation in expectations_of(connection, provider, facility, names).items():
             found[provider, facility, name] = expectation
     return {key: found[key[0], key[1], name] for key, name in wanted.items() if (key[0], key[1], name) in found}
 
 
-def _expectations(connection: Connection, provider: str, facility: str, keys: Sequence[str]) -> dict[str, Expectation]:
+def expectations_of(
+    connection: Connection, provider: str, facility: str, keys: Sequence[str]
+) -> dict[str, Expectation]:
+    """The expectations of an endpoint by their keys."""
     askable = [key for key in keys if storable(key)]
     if not askable:
         return {}

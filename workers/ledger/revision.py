@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, and_, delete, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from receiver.notification import PaymentEvent
-from workers.ledger.database import away_when_it_fails
+from receiver.settings import Settings
+from workers.ledger.bodies import Bodies
+from workers.ledger.database import away_when_it_fails, open_engine, url
 from workers.ledger.ledger import (
     LOCK_TO_READ,
     Events,
@@ -51,6 +53,11 @@ class Revised:
     payments: list[PaymentChange] = field(default_factory=list)
 
 
+def open_revision(settings: Settings) -> Revision:
+    """The ledger of a configuration, as `open_ledger`. Raises `ConfigurationError`."""
+    return Revision(open_engine(url(settings)), Bodies(settings.security.body_keys))
+
+
 class Revision(Ledger):
     """The ledger, for whoever interprets again what is stored."""
 
@@ -60,26 +67,37 @@ class Revision(Ledger):
 
         Raises `LedgerAway`; any other error means that something in it cannot be stored, and nothing was written.
         """
-        revised = Revised()
         with away_when_it_fails(), self.engine.begin() as connection:
-            ids = [item.envelope.id for item in items]
-            old = [_event(row) for row in connection.execute(_stored(ids))]
-            self._lock(connection, LOCK_TO_READ, [*announced(items), *_named(old)])
-            rows = {row.id: row for row in connection.execute(_stored(ids).with_for_update())}
-            keys: set[PaymentKey] = set()
-            for item in sorted(items, key=lambda item: item.envelope.id):
-                row = rows.get(item.envelope.id)
-                if row is None or not differs(row, item):
-                    continue
-                if _key_is_taken(connection, row, item):
-                    revised.taken.append(item)
-                    continue
-                connection.execute(update(notifications).where(notifications.c.id == row.id).values(_values(row, item)))
-                revised.changed.append(item)
-                keys |= {(row.provider, row.facility, key) for key in (row.payment_id, item.payment_id) if key}
-            before = _payments(connection, keys)
-            self._fold_again(connection, keys)
-            revised.payments = _changes(before, _payments(connection, keys))
+            # A rebuild raises no alarms: what differs from what was expected was told when it came.
+            return self.revise_within(connection, items, Recorded())
+
+    def revise_within(self, connection: Connection, items: Sequence[Interpreted], recorded: Recorded) -> Revised:
+        """The same in the transaction of `connection`; `recorded` gets what is to be reported once it is committed."""
+        revised = Revised()
+        ids = [item.envelope.id for item in items]
+        old = [_event(row) for row in connection.execute(_stored(ids))]
+        self._lock(connection, LOCK_TO_READ, [*announced(items), *_named(old)])
+        rows = {row.id: row for row in connection.execute(_stored(ids).with_for_update())}
+        keys: set[PaymentKey] = set()
+        claimed: set[PaymentKey] = set()
+        values = []
+        for item in sorted(items, key=lambda item: item.envelope.id):
+            row = rows.get(item.envelope.id)
+            if row is None or not differs(row, item):
+                continue
+            key = (row.provider, row.facility, bounded(item.envelope.dedupe_key))
+            if key in claimed or _key_is_taken(connection, row, item):
+                revised.taken.append(item)
+                continue
+            claimed.add(key)
+            values.append({"of": row.id, **_values(row, item)})
+            revised.changed.append(item)
+            keys |= {(row.provider, row.facility, key) for key in (row.payment_id, item.payment_id) if key}
+        if values:
+            connection.execute(_UPDATE, values)
+        before = _payments(connection, keys)
+        self._fold_again(connection, keys, recorded)
+        revised.payments = _changes(before, _payments(connection, keys))
         return revised
 
     def refold(self, keys: Collection[PaymentKey]) -> list[PaymentChange]:
@@ -90,7 +108,7 @@ class Revision(Ledger):
             named = [(key, event) for key, of_payment in events.items() for event, _ in of_payment]
             self._lock(connection, LOCK_TO_READ, _named([(key[0], key[1], event) for key, event in named]))
             before = _payments(connection, keys)
-            self._fold_again(connection, keys)
+            self._fold_again(connection, keys, Recorded())
             return _changes(before, _payments(connection, keys))
 
     def folded(self, connection: Connection, events: Events) -> dict[PaymentKey, Columns]:
@@ -98,10 +116,9 @@ class Revision(Ledger):
         rows, _ = self._payment_rows(connection, events)
         return {(row["provider"], row["facility"], row["payment_id"]): row for row in rows}
 
-    def _fold_again(self, connection: Connection, keys: Collection[PaymentKey]) -> None:
+    def _fold_again(self, connection: Connection, keys: Collection[PaymentKey], recorded: Recorded) -> None:
         events = events_of(connection, keys)
-        # A rebuild raises no alarms: what differs from what was expected was told when it came.
-        self._fold_new(connection, events, Recorded())
+        self._fold_new(connection, events, recorded)
         for provider, facility, unsaid in grouped(set(keys) - events.keys()):
             here = and_(
                 payments.c.provider == provider, payments.c.facility == facility, payments.c.payment_id.in_(unsaid)
@@ -113,7 +130,7 @@ class Revision(Ledger):
             still = events_of(connection, [(provider, facility, payment_id) for payment_id in locked])
             gone = [payment_id for payment_id in locked if (provider, facility, payment_id) not in still]
             connection.execute(delete(payments).where(here, payments.c.payment_id.in_(gone)))
-            self._refold(connection, still.keys(), Recorded())
+            self._refold(connection, still.keys(), recorded)
 
 
 def differs(row: Any, item: Interpreted) -> bool:
@@ -147,7 +164,7 @@ def _stored(ids: Sequence[str]) -> Any:
     return (
         select(
             *(columns.id, columns.provider, columns.facility, columns.state, columns.reason),
-            *(columns.payment_id, columns.dedupe_key, columns.event),
+            *(columns.payment_id, columns.dedupe_key, columns.fingerprint, columns.event),
         )
         .where(columns.id.in_(ids))
         .order_by(columns.id)
@@ -158,10 +175,25 @@ def _values(row: Any, item: Interpreted) -> dict[str, Any]:
     values = judgement(item)
     # A payment is found by the token even when nothing was made of it.
     values["payment_id"] = item.payment_id or row.payment_id
-    if item.state == "processed":
-        values["dedupe_key"] = bounded(item.envelope.dedupe_key)
-        values["fingerprint"] = item.envelope.fingerprint
+    known = item.state == "processed"
+    values["dedupe_key"] = bounded(item.envelope.dedupe_key) if known else row.dedupe_key
+    values["fingerprint"] = item.envelope.fingerprint if known else row.fingerprint
     return values
+
+
+_UPDATE = (
+    update(notifications)
+    .where(notifications.c.id == bindparam("of"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in (
+                *("state", "reason", "detail", "processed_at", "verified", "event_type", "payment_id", "event"),
+                *("dedupe_key", "fingerprint"),
+            )
+        }
+    )
+)
 
 
 def _key_is_taken(connection: Connection, row: Any, item: Interpreted) -> bool:
