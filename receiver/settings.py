@@ -104,6 +104,13 @@ class Role(StrEnum):
         return roles.index(self) >= roles.index(other)
 
 
+class Replay(_Section, frozen=True):
+    approve_above: int = 100
+    """A replay of more notifications than this needs a second operator."""
+    per_second: int = 5000
+    """Notifications that a replay does in a second at most; live ones always go first."""
+
+
 class Operator(_Section, frozen=True):
     name: str
     password_hash: Secret | None = None
@@ -126,6 +133,7 @@ class Settings(_Section, frozen=True):
     console: Console = Console()
     queue: Queue = Queue()
     store: Store = Store()
+    replay: Replay = Replay()
     endpoint: tuple[Any, ...] = ()
 
     @property
@@ -215,6 +223,10 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("queue.replicas: needs queue.redis_url; the embedded Valkey has no replica.")
     if settings.receive.max_held < 0:
         raise ConfigurationError("receive.max_held: must be 0 or more.")
+    if settings.replay.approve_above < 0:
+        raise ConfigurationError("replay.approve_above: must be 0 or more.")
+    if settings.replay.per_second < 1:
+        raise ConfigurationError("replay.per_second: must be 1 or more.")
     host_and_port(settings.receive.bind, "receive.bind")
     _check_proxies(settings.receive.trusted_proxies, "receive.trusted_proxies")
     _check_console(settings.console)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from rq import Retry, get_current_job
+from rq import Queue, Retry, get_current_job
 from rq.job import Job
 
 from receiver import expected, logs, metrics
+from receiver.connection import QUEUE, Serializer
 from receiver.errors import BatchError, LedgerAway, NewerEnvelope, SealBroken
 from receiver.notification import BrowserReturn, Expectation
 from receiver.signing import Seal
 from workers.ledger.ledger import Recorded
 from workers.pipeline import Pipeline
+from workers.replay_runner import ReplayRunner
 
 log = logs.get("workers.jobs")
 
@@ -26,10 +28,19 @@ _NEWER_WAITS = 60
 class Context:
     """What the jobs of this process work with; the runner sets it once."""
 
-    def __init__(self, pipeline: Pipeline, expectation_seal: Seal, return_seal: Seal) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        expectation_seal: Seal,
+        return_seal: Seal,
+        replays: ReplayRunner | None = None,
+        replay_seal: Seal | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.expectation_seal = expectation_seal
         self.return_seal = return_seal
+        self.replays = replays
+        self.replay_seal = replay_seal
         self.ledger_away = False
         """Set by a job that found the ledger away, so that the runner waits for it before it takes the next."""
 
@@ -65,6 +76,26 @@ def record_returns(sealed: bytes) -> Retry | None:
         return Recorded()
 
     return _run(record)
+
+
+def run_replay(sealed: bytes) -> Retry | None:
+    """Does some of a replay. When there is more, the job goes behind what came meanwhile."""
+    assert context is not None
+    replays, seal = context.replays, context.replay_seal
+    assert replays is not None
+    assert seal is not None
+    job = get_current_job()
+    assert job is not None
+    queue_key = Queue(QUEUE, connection=job.connection, serializer=Serializer).key
+    more = False
+
+    def go_on(here: Context) -> Recorded:
+        nonlocal more
+        more = replays.run(seal.open(sealed).decode(), lambda: bool(job.connection.llen(queue_key)))
+        return Recorded()
+
+    again = _run(go_on)
+    return again or (Retry(max=_FOR_EVER, interval=0) if more else None)
 
 
 def _run(work: Callable[[Context], Recorded]) -> Retry | None:

@@ -52,7 +52,7 @@ class Pipeline:
             reason = traceback.format_exc()
             # The expectation must not be lost for a notification of which nothing can be stored.
             recorded = self._ledger.expect(expectation, lambda envelope, _: _failed(envelope, reason))
-        _report(recorded)
+        report(recorded)
         return recorded
 
     def note_returns(self, returns: Sequence[BrowserReturn]) -> None:
@@ -138,7 +138,7 @@ class Pipeline:
         except Exception:
             log.exception("batch_split", notifications=len(interpreted))
             return self._record_each(interpreted)
-        _report(recorded)
+        report(recorded)
         return recorded
 
     def _record_each(self, interpreted: Sequence[Interpreted]) -> Recorded:
@@ -155,7 +155,7 @@ class Pipeline:
                 log.exception("notification_not_recorded", id=item.envelope.id, provider=item.envelope.provider)
                 unrecorded = error
                 continue
-            _report(recorded)
+            report(recorded)
             together.add(recorded)
         if unrecorded is not None:
             raise unrecorded
@@ -205,7 +205,7 @@ def _unknown_endpoint(envelope: Envelope) -> Interpreted:
     return Interpreted(envelope, "failed", Reason.UNKNOWN_ENDPOINT, detail)
 
 
-def _report(recorded: Recorded) -> None:
+def report(recorded: Recorded) -> None:
     """Counts and logs what a transaction did, after it was committed."""
     for item in recorded.new:
         envelope = item.envelope

@@ -30,8 +30,11 @@ from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RECORD
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
-from workers.ledger.ledger import Ledger, open_ledger
+from workers.audit import Audit
+from workers.ledger.ledger import Ledger
+from workers.ledger.revision import open_revision
 from workers.pipeline import Pipeline
+from workers.replay_runner import RUN_REPLAY, ReplayRunner, wake_stalled
 
 log = logs.get("workers.runner")
 
@@ -43,12 +46,14 @@ MAINTENANCE_EVERY = 2
 MAINTENANCE_LOCK = "postback:maintenance"
 STUCK_AFTER = 5
 """Seconds after which a job between queue and worker is put back: its worker died in that moment."""
+LOOK_FOR_STALLED_EVERY = 5.0
 WAIT_FOR_REDIS = 1.0
 
 _FUNCTIONS = {
     RECORD_BATCH: jobs.record_batch,
     RECORD_EXPECTATION: jobs.record_expectation,
     RECORD_RETURNS: jobs.record_returns,
+    RUN_REPLAY: jobs.run_replay,
 }
 # What RQ would import and run, or send somewhere, when a job ends.
 _ENDINGS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name", b"webhooks")
@@ -101,6 +106,7 @@ class BatchWorker(SimpleWorker):
         )
         self._ledger = ledger
         self._next_sign = 0.0
+        self._next_look = 0.0
 
     def stop(self) -> None:
         """Asks to stop when the batch in hand is done; may be called by a signal."""
@@ -196,7 +202,16 @@ class BatchWorker(SimpleWorker):
             _enqueue_due(queue)
             queue.finished_job_registry.cleanup()
             clean_worker_registry(queue)
+            self._wake_stalled(queue)
         self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def _wake_stalled(self, queue: Queue) -> None:
+        here = jobs.context
+        if here is None or here.ledger_away or here.replays is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_FOR_STALLED_EVERY
+        assert here.replay_seal is not None
+        wake_stalled(queue, here.replays, here.replay_seal)
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """While the ledger is away no further batch is taken: it could only be put back."""
@@ -289,13 +304,12 @@ def _enqueue_due(queue: Queue) -> None:
 
 def work(settings: Settings) -> None:
     """Works until SIGTERM or SIGINT; the batch in hand is finished first."""
-    ledger = open_ledger(settings)
-    seal = Seal(settings.security.seal_keys, "batch")
-    jobs.context = jobs.Context(
-        Pipeline(settings.endpoints, ledger, seal),
-        Seal(settings.security.seal_keys, "expectation"),
-        Seal(settings.security.seal_keys, "returns"),
-    )
+    ledger = open_revision(settings)
+    keys = settings.security.seal_keys
+    pipeline = Pipeline(settings.endpoints, ledger, Seal(keys, "batch"))
+    replay_seal = Seal(keys, "replay")
+    replays = ReplayRunner(ledger, pipeline, Audit(keys), settings.replay.per_second)
+    jobs.context = jobs.Context(pipeline, Seal(keys, "expectation"), Seal(keys, "returns"), replays, replay_seal)
     metrics.LEDGER_UP.set(1)
     stopping = False
     worker: BatchWorker | None = None

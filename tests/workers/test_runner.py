@@ -562,5 +562,5 @@ def test_listens_to_no_remote_command(redis: Redis, burst: Burst) -> None:
 def test_the_names_in_the_queue_are_those_of_the_functions() -> None:
     assert {
         f"{function.__module__}.{function.__name__}": function
-        for function in (jobs.record_batch, jobs.record_expectation, jobs.record_returns)
+        for function in (jobs.record_batch, jobs.record_expectation, jobs.record_returns, jobs.run_replay)
     } == runner._FUNCTIONS

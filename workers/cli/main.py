@@ -22,6 +22,7 @@ from workers.cli import (
     processes,
     rebuild,
     refusals,
+    replays,
     simulate,
 )
 
@@ -40,6 +41,7 @@ rebuild.register(payments.app)
 app.add_typer(payments.app, name="payments")
 app.add_typer(refusals.app, name="refusals")
 app.add_typer(expect.app, name="expect")
+app.add_typer(replays.app, name="replays")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 simulate.register(app)
@@ -62,8 +64,10 @@ def main() -> None:
     except Exception as error:
         from redis.exceptions import RedisError
 
-        from receiver.errors import BodyError, LedgerAway, PostbackError
+        from receiver.errors import BodyError, LedgerAway, NotDone, PostbackError
 
+        if isinstance(error, NotDone):
+            sys.exit(_say(error.detail, 2))
         if isinstance(error, LedgerAway):
             sys.exit(_say(f"The ledger does not answer: {error}", 1))
         if isinstance(error, RedisError):

@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from workers.cli import options, output
+from workers.cli.replays import replay
 
 app = typer.Typer(help="What came, and what became of it.", no_args_is_help=True)
 
 _COLUMNS = ("received_at", "provider", "facility", "event_type", "state", "reason", "deliveries", "conflicts", "id")
+
+
+app.command("replay")(replay)
 
 
 @app.command("list")

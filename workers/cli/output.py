@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 _PIPE_WIDTH = 240
@@ -59,3 +60,17 @@ def readable(value: Any) -> str:
 
         value = msgspec.json.encode(value).decode()
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+
+
+@contextmanager
+def bar(total: int, what: str, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, when that is a terminal; called with how much is done."""
+    if hidden or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
