@@ -26,6 +26,8 @@ PREFIX = b"/return/"
 PER_SECOND = 100.0
 AT_ONCE = 200.0
 """Returns that one process looks at: each costs about as much as a notification, and anybody can send them."""
+RECORDS_PER_SECOND = 1.0
+"""Refusal records of those that are turned away."""
 
 
 class Returns:
@@ -40,8 +42,13 @@ class Returns:
         self._accept = accept
         self._returns = returns
         self._room = Room(PER_SECOND, AT_ONCE)
+        self._on_record = Room(RECORDS_PER_SECOND, 1)
+        self._turned_away = metrics.REFUSED.labels("", "", Reason.RETURNS_FULL)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self._room.take():
+            await self._turn_away(scope, send)
+            return
         visit = Visit()
         try:
             response = self._answer(scope, visit)
@@ -63,8 +70,6 @@ class Returns:
             raise Refused(Reason.UNKNOWN_ENDPOINT, "There is no such page.")
         if scope["method"] not in ("GET", "HEAD"):
             raise Refused(Reason.METHOD_REFUSED, "Customers come back with GET.")
-        if not self._room.take():
-            raise Refused(Reason.RETURNS_FULL, "More browser returns than this process looks at.")
         said = returned.read(scope["query_string"], endpoint)
         if said is None:
             return HTMLResponse(return_page.neutral())
@@ -75,6 +80,15 @@ class Returns:
         if endpoint.return_url is not None:
             return RedirectResponse(return_result.location(said, endpoint), 303)
         return HTMLResponse(return_page.of_return(said))
+
+    async def _turn_away(self, scope: Any, send: Any) -> None:
+        """As cheap as an answer can be, and not all of it on record: a flood must not cost more for being refused."""
+        if self._on_record.take():
+            self._accept.record(scope, Visit(), _FULL)
+        else:
+            self._accept.tally.count(self._turned_away)
+        for message in _FULL_ANSWER:
+            await send(message)
 
 
 class Room:
@@ -103,6 +117,14 @@ def _refusal(refused: Refused) -> Response:
     if refused.reason is Reason.METHOD_REFUSED:
         # The body of a POST is not read: the connection cannot be used again.
         headers = {"allow": "GET, HEAD", "connection": "close"}
-    if refused.reason is Reason.RETURNS_FULL:
-        headers = {"retry-after": "3"}
     return HTMLResponse(return_page.of_refusal(refused.reason), refused.status, headers)
+
+
+_FULL = Refused(Reason.RETURNS_FULL, "More browser returns than this process looks at.")
+_FULL_PAGE = HTMLResponse(
+    return_page.of_refusal(_FULL.reason), _FULL.status, {**return_page.HEADERS, "retry-after": "3"}
+)
+_FULL_ANSWER: tuple[dict[str, Any], ...] = (
+    {"type": "http.response.start", "status": _FULL.status, "headers": _FULL_PAGE.raw_headers},
+    {"type": "http.response.body", "body": _FULL_PAGE.body},
+)

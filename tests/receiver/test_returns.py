@@ -453,12 +453,14 @@ def test_a_flood_of_returns_is_turned_away_and_notifications_pass(
     monkeypatch.setattr(returns, "AT_ONCE", 5.0)
     monkeypatch.setattr(returns, "PER_SECOND", 0.0)
     with serving(with_returns(tmp_path, valkey_server.url)) as application:
-        answers = [back(application, GYM, [("Token", "T1")]) for _ in range(7)]
-        assert [answer.status for answer in answers] == [200] * 5 + [429] * 2
+        answers = [back(application, GYM, [("Token", "T1")]) for _ in range(50)]
+        assert [answer.status for answer in answers] == [200] * 5 + [429] * 45
+        assert back(application, "/return/nobody/here", []).status == 429
         assert answers[-1].headers["retry-after"] == "3"
         assert Page(answers[-1]).words[-1] == "For support: returns_full"
         event = recorded("debitsuccess", "Customer.Schedule.Suspension.Added")
         assert application.post(event.path, event.headers, event.body).status == 200
+    assert 1 <= len(listed(redis)) < 20
 
 
 def test_room_comes_back_with_time_and_is_not_saved_up() -> None:
