@@ -119,6 +119,8 @@ class Effect(StrEnum):
     REFUNDED = "refunded"
     RETURNED = "returned"
     """The money went back after it was captured, by no refund of ours."""
+    DEBIT_RETURNED = "debit_returned"
+    """The payer's bank returned a direct debit: it is declined, also when it was captured before."""
     DISPUTED = "disputed"
     DISPUTE_ENDED = "dispute_ended"
     """Won or withdrawn: the state before the dispute counts again."""

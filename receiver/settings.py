@@ -19,6 +19,7 @@ import msgspec
 from receiver.errors import ConfigurationError
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint, Provider, ReturnEndpoint
+from receiver.providers.quickstream_settlement import HEADINGS as SETTLEMENT_HEADINGS
 from receiver.signing import Secret
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -173,7 +174,7 @@ def read(document: dict[str, Any], folder: Path) -> Settings:
     def convert(kind: type, value: Any) -> Any:
         if kind is Secret:
             return _secret(value, folder)
-        return _size(value) if kind is Size else _path(value)
+        return _size(value) if kind is Size else (folder / _path(value)).resolve()
 
     endpoints = document.get("endpoint", [])
     if not isinstance(endpoints, list):
@@ -184,6 +185,7 @@ def read(document: dict[str, Any], folder: Path) -> Settings:
         raise ConfigurationError(_explain(error, "")) from None
     settings = msgspec.structs.replace(
         settings,
+        # The default is relative; what was read is not any more.
         data_dir=(folder / settings.data_dir).resolve(),
         endpoint=tuple(_endpoint(entry, index, endpoint_types, convert) for index, entry in enumerate(endpoints)),
     )
@@ -249,6 +251,7 @@ def _check(settings: Settings) -> None:
             username = getattr(endpoint, "username", "")
             if not username.strip() or ":" in username:
                 raise ConfigurationError(f"{place}.username: must not be empty and has no colon in Basic credentials.")
+            _check_settlement(endpoint, place)
         if isinstance(endpoint, ReturnEndpoint):
             _check_returns(endpoint, place)
         if not _CURRENCY.fullmatch(getattr(endpoint, "currency", "AUD")):
@@ -345,6 +348,14 @@ def _is_web_address(url: str) -> bool:
         return False
     printable = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
     return usable and printable and (parts.scheme == "https" or (parts.scheme == "http" and local))
+
+
+def _check_settlement(endpoint: Any, place: str) -> None:
+    if ":" in endpoint.community_code:
+        raise ConfigurationError(f"{place}.community_code: has no colon.")
+    for heading in endpoint.settlement_headings.values():
+        if heading not in SETTLEMENT_HEADINGS:
+            raise ConfigurationError(f"{place}.settlement_headings: must name headings such as Receipt Number.")
 
 
 def allowed_networks(endpoint: Endpoint, provider: Provider, place: str = "endpoint") -> tuple[Network, ...]:

@@ -10,8 +10,12 @@ nothing (https://octane-api.apidog.io).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
+
+import msgspec
 
 from receiver.codes import soft_declines
 from receiver.errors import Quarantined, Reason
@@ -28,7 +32,7 @@ SYDNEY = ZoneInfo("Australia/Sydney")
 _NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
 # What Java 17 writes for MMM in the locale en-AU, and the sender's own encoder seems to be Java's.
-_MONTHS = MONTHS | {"June": 6, "July": 7, "Sept": 9}
+JAVA_MONTHS = MONTHS | {"June": 6, "July": 7, "Sept": 9}
 _CREATED = re.compile(r"(\d{1,2}) ([A-Z][a-z]{2,3}) (\d{4}) (\d{2}):(\d{2}):(\d{2})", re.ASCII)
 _SETTLEMENT = re.compile(r"(\d{4})(\d{2})(\d{2})", re.ASCII)
 
@@ -66,6 +70,8 @@ _CORE = frozenset(
     }
 )
 _IDENTIFIERS = ("receiptNumber", "communityCode", "paymentAmount", "surchargeAmount")
+# A row of the settlement file is kept with this header. `kept_headers` has no such name, so that no request brings it.
+ROW_HEADER = "community-code"
 # Receipts have ten digits. Longer keys than an index takes must not reach the ledger.
 MAX_KEY = 100
 
@@ -78,8 +84,18 @@ class QuickStreamEndpoint(ReturnEndpoint, frozen=True, kw_only=True, forbid_unkn
     a return shows no result."""
     supplier_business_codes: tuple[str, ...]
     """A notification for another business is quarantined."""
+    community_code: str = ""
+    """A notification for another community is quarantined. The settlement file names none, and its rows belong to this
+    one; without it, to that of the payments that are known."""
     currency: str = "AUD"
     """The notification names no currency: AUD, or NZD where the token request said so."""
+    settlement_folder: Path | None = None
+    """Where the bank's Cash Applied Files arrive; `postback reconcile --watch` takes them from there."""
+    settlement_headings: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Headings that this facility's files have instead of the vendor's."""
+    settlement_split: bool = False
+    """Card payments, bank accounts or business groups come in files of their own: what a file has no row of is not
+    missing in it."""
 
 
 def check_headers(message: Message, endpoint: QuickStreamEndpoint) -> None:
@@ -87,6 +103,11 @@ def check_headers(message: Message, endpoint: QuickStreamEndpoint) -> None:
 
 
 def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
+    if ROW_HEADER in message.headers:
+        # It reads with the tables of this module.
+        from receiver.providers import quickstream_settlement
+
+        return quickstream_settlement.identify(message, endpoint)
     fields = _read(message)
     _believe(fields, endpoint)
     return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
@@ -98,11 +119,14 @@ def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
 
 
 def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
+    if ROW_HEADER in message.headers:
+        from receiver.providers import quickstream_settlement
+
+        return quickstream_settlement.interpret(message, endpoint)
     fields = _read(message)
     _believe(fields, endpoint)
     scheme = fields.get("cardScheme")
     code, summary = fields.get("responseCode"), fields.get("summaryCode")
-    soft = code in (CARD_SOFT_DECLINES if scheme else BANK_SOFT_DECLINES)
     surcharge = fields.get("surchargeAmount")
     created_at, flags = _created_at(fields.get("createdDateTime"))
     settles_on = _settlement_date(fields.get("settlementDate"))
@@ -124,12 +148,19 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
         response_code=code or None,
         response_description=fields.get("responseDescription") or None,
         summary_code=summary,
-        # Summary 2 may still be paid, as with QI, which the table flags too: a retry on that could charge twice.
-        soft_decline=soft and EFFECTS[summary] in (Effect.DECLINED, Effect.FAILED),
+        soft_decline=soft_decline(code, by_card=bool(scheme), effect=EFFECTS[summary]),
         settlement_date=settles_on,
         custom=_custom(fields),
         partial=bool(scheme) and code == "10",
         flags=flags,
+    )
+
+
+def soft_decline(code: str, *, by_card: bool, effect: Effect) -> bool:
+    """Whether the payer may try again later. Summary 2 may still be paid, as with QI, which the table flags too: a
+    retry on that could charge twice."""
+    return effect in (Effect.DECLINED, Effect.FAILED) and code in (
+        CARD_SOFT_DECLINES if by_card else BANK_SOFT_DECLINES
     )
 
 
@@ -156,6 +187,8 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
         raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
     if fields.need("supplierBusinessCode") not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
+    if fields.get("communityCode") != (endpoint.community_code or fields.get("communityCode")):
+        raise Quarantined(Reason.OTHER_BUSINESS, "communityCode is not this endpoint's")
     summary = fields.need("summaryCode")
     if summary not in EFFECTS:
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "summaryCode is none of 0, 1, 2 and 3")
@@ -186,7 +219,7 @@ def _created_at(text: str) -> tuple[datetime | None, tuple[str, ...]]:
         if match is None:
             raise ValueError
         day, month, year, hour, minute, second = match.groups()
-        local = datetime(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=SYDNEY)
+        local = datetime(int(year), JAVA_MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=SYDNEY)
         created_at = local.astimezone(UTC)
     except (ValueError, KeyError, OverflowError):
         return None, ("created_time_unreadable",)
@@ -224,7 +257,7 @@ PROVIDER = Provider(
     identifiers=identifiers,
     # Anything but 200 is a failure; 500 is the vendor's own word for "could not be saved" [S2S].
     not_stored_status=500,
-    event_types=frozenset({"payment"}),
+    event_types=frozenset({"payment", "settlement_file"}),
     # The customer may take the day; the vendor's own example sends for half an hour [S2S].
     answer_within=timedelta(days=1),
     exponent=lambda currency: 2,

@@ -88,7 +88,9 @@ def test_a_provider_imports_no_other_provider() -> None:
     for path in modules("receiver/providers"):
         if path.stem != "__init__":
             others = {name for name in ours(path, "receiver") if name.startswith("receiver.providers")}
-            assert others <= {"receiver.providers", "receiver.providers.base"}, path
+            # A second file of one provider, such as that of its settlement file, has its name before the underscore.
+            own = {name for name in others if name.split(".")[-1].partition("_")[0] == path.stem.partition("_")[0]}
+            assert others - own <= {"receiver.providers", "receiver.providers.base"}, path
 
 
 @pytest.mark.parametrize("path", modules("workers"), ids=name_of)

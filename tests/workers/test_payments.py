@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -498,12 +499,19 @@ def test_events_read_back_from_the_ledger_give_the_same_payment(
     assert fold(stored, expectation) == fold(history, expectation)
 
 
+def test_a_returned_direct_debit_is_declined_in_any_order() -> None:
+    returned = event(Effect.DEBIT_RETURNED, 1, amount=1000, response_code="6", summary_code="1")
+    for history in itertools.permutations([CAPTURED, returned, CAPTURED]):
+        payment = folded(*history)
+        assert (payment.state, payment.response_code, payment.amount) == (PaymentState.DECLINED, "6", 1000)
+
+
 @given(HISTORIES)
 def test_what_was_captured_stays_paid(history: list[PaymentEvent]) -> None:
     """Only a refund, a return or a dispute takes it away."""
     payment = folded(*history, CAPTURED)
     effects = {each.effect for each in history}
-    if not effects & {Effect.REFUNDED, Effect.RETURNED, Effect.DISPUTED}:
+    if not effects & {Effect.REFUNDED, Effect.RETURNED, Effect.DEBIT_RETURNED, Effect.DISPUTED}:
         assert payment.state == PaymentState.CAPTURED
     else:
         assert payment.state in (
@@ -512,6 +520,7 @@ def test_what_was_captured_stays_paid(history: list[PaymentEvent]) -> None:
             PaymentState.REFUNDED,
             PaymentState.DISPUTED,
             PaymentState.FAILED,
+            PaymentState.DECLINED,
         )
 
 

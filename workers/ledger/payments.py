@@ -150,6 +150,8 @@ def _state(
     last = {event.effect: event for event in known}
     if returned := last.get(Effect.RETURNED):
         return PaymentState.FAILED, returned
+    if dishonoured := last.get(Effect.DEBIT_RETURNED):
+        return PaymentState.DECLINED, dishonoured
     if disputed := _open_dispute(known):
         return PaymentState.DISPUTED, disputed
     if refund := last.get(Effect.REFUNDED):
