@@ -34,7 +34,7 @@ def _without_cards(value: Any) -> Any:
     return cards.masked_text(repr(value))
 
 
-def configure(process: str) -> None:
+def configure(process: str, level: int = logging.INFO) -> None:
     """Sets up structlog and sends the standard library's records (uvicorn, RQ) the same way."""
 
     def name_process(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def configure(process: str) -> None:
             structlog.processors.format_exc_info,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
@@ -70,7 +70,7 @@ def configure(process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     # Their per-job and per-connection lines say nothing that ours do not.
     for chatty in ("rq.worker", "rq.job", "rq.registry", "uvicorn.error", "uvicorn.access", "alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

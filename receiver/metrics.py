@@ -70,6 +70,13 @@ RECORD_SECONDS = Histogram(
     "postback_record_seconds", "Time of one ledger transaction.", buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 )
 
+SETTLEMENT_FILES = Counter(
+    "postback_settlement_files", "Settlement files by outcome: agrees, differs or refused.", (*_ENDPOINT, "outcome")
+)
+SETTLEMENT_FINDINGS = Counter(
+    "postback_settlement_findings", "Differences between settlement files and the ledger.", (*_ENDPOINT, "kind")
+)
+
 
 class Tally:
     """Counts what every request does in plain integers, and hands the sums on now and then: with several processes a

@@ -38,6 +38,10 @@ class Pipeline:
     def process(self, sealed: bytes) -> Recorded:
         """Raises `BatchError` for a batch that cannot be opened, `LedgerAway` while the database is away."""
         envelopes = open_batch(sealed, self._seal)  # 9 open
+        return self.record(envelopes)
+
+    def record(self, envelopes: Sequence[Envelope]) -> Recorded:
+        """Steps 10 to 12, also for what no sender posted: rows of a settlement file. Raises `LedgerAway`."""
         interpreted = [self.interpret(envelope) for envelope in envelopes]  # 10 interpret
         return self._record(interpreted)  # 11 record, 12 done
 

@@ -8,7 +8,6 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from random import Random
 from typing import Any
 
@@ -26,7 +25,6 @@ from receiver.signing import Secret
 from tests.support import CHECKOUT, DEBITSUCCESS, PAYMENTZ, QUICKSTREAM
 from workers.simulator import SENDERS
 from workers.simulator.base import Outgoing, RetryRule, Sender
-from workers.simulator.quickstream import settles_on
 from workers.simulator.run import CONCURRENT, NO_ANSWER, REGISTER_AGAIN, NotRegistered, Summary, run
 
 ENDPOINTS: dict[str, Any] = {each.provider: each for each in (QUICKSTREAM, CHECKOUT, DEBITSUCCESS, PAYMENTZ)}
@@ -231,23 +229,6 @@ def test_quickstream_sends_what_a_facility_sends() -> None:
     assert all(event.occurred_at and event.settlement_date and not event.flags for event in events)
     assert any(event.custom for event in events)
     assert not all(event.custom for event in events)
-
-
-@pytest.mark.parametrize(
-    ("now", "card", "bank"),
-    [
-        ("2025-03-06 15:59", "2025-03-06", "2025-03-06"),
-        ("2025-03-06 17:59", "2025-03-06", "2025-03-07"),
-        ("2025-03-06 18:00", "2025-03-07", "2025-03-07"),
-        ("2025-03-07 18:00", "2025-03-10", "2025-03-10"),
-        ("2025-03-08 09:00", "2025-03-10", "2025-03-10"),
-        ("2025-03-09 19:00", "2025-03-10", "2025-03-10"),
-    ],
-)
-def test_quickstream_settles_on_days_that_are_no_weekend(now: str, card: str, bank: str) -> None:
-    moment = datetime.fromisoformat(now).replace(tzinfo=quickstream.SYDNEY)
-    assert settles_on(moment, by_bank=False).date().isoformat() == card
-    assert settles_on(moment, by_bank=True).date().isoformat() == bank
 
 
 def test_quickstream_sends_the_newest_password() -> None:

@@ -21,6 +21,7 @@ from workers.cli import (
     payments,
     processes,
     rebuild,
+    reconcile,
     refusals,
     replays,
     simulate,
@@ -45,6 +46,7 @@ app.add_typer(replays.app, name="replays")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 simulate.register(app)
+reconcile.register(app)
 
 
 def main() -> None:

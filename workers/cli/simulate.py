@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ from workers.cli import options
 if TYPE_CHECKING:
     from receiver.providers.base import Endpoint
     from receiver.settings import Settings
+    from workers.simulator.base import Outgoing, Sender
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +37,12 @@ def simulate(
         bool, typer.Option("--return", help="Also print the address with which each customer's browser comes back.")
     ] = False,
     url: Annotated[str | None, typer.Option(help="The receiver; receive.bind without.")] = None,
+    cash_applied_file: Annotated[
+        Path | None, typer.Option(help="Write the settlement file of what was sent (QuickStream).")
+    ] = None,
+    difference: Annotated[
+        list[str] | None, typer.Option(help="One difference of this kind in it, such as amount_differs; repeatable.")
+    ] = None,
     config: options.Config = None,
 ) -> None:
     """Send invented payments as the provider would."""
@@ -54,6 +63,7 @@ def simulate(
     endpoint = endpoint_of(settings, provider, facility)
     if back:
         _require_return(endpoint)
+    sender, write_file = _with_file(SENDERS[provider], cash_applied_file, difference or [], seed)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"{provider}/{endpoint.facility}", total=count)
 
@@ -63,7 +73,7 @@ def simulate(
         try:
             summary = asyncio.run(
                 run(
-                    SENDERS[provider],
+                    sender,
                     endpoint,
                     base_url=url or base_url(settings),
                     count=count,
@@ -88,6 +98,7 @@ def simulate(
     )
     for address in summary.back:
         print(address)
+    write_file()
     sys.exit(1 if summary.gave_up else 0)
 
 
@@ -98,6 +109,35 @@ def _require_return(endpoint: Endpoint) -> None:
         raise typer.BadParameter("--return is for quickstream and debitsuccess only.")
     if not getattr(endpoint, "hmac_passwords", True):
         raise typer.BadParameter("--return needs hmac_passwords at the endpoint, to sign as the payment page does.")
+
+
+def _with_file(
+    sender: Sender, path: Path | None, differences: list[str], seed: int | None
+) -> tuple[Sender, Callable[[], None]]:
+    """The sender, and what writes the settlement file when all is sent."""
+    if path is None:
+        if differences:
+            raise typer.BadParameter("--difference is for --cash-applied-file.")
+        return sender, lambda: None
+    if sender.name != "quickstream":
+        raise typer.BadParameter("--cash-applied-file is for quickstream only.")
+    from workers.reconcile.compare import Kind
+    from workers.simulator import cash_applied
+
+    for name in differences:
+        options.one_of(name, [kind.value for kind in Kind], "--difference")
+    sent: list[Outgoing] = []
+
+    def write() -> None:
+        try:
+            rows = cash_applied.with_differences(cash_applied.rows_of(sent), map(Kind, differences), seed)
+            path.write_bytes(cash_applied.file_of(rows))
+        except cash_applied.NoSuchRow as fault:
+            raise typer.BadParameter(f"{fault}; send more payments.") from None
+        except OSError as error:
+            raise typer.BadParameter(f"{path} cannot be written: {error.strerror}.") from None
+
+    return cash_applied.listened_to(sender, sent), write
 
 
 def endpoint_of(settings: Settings, provider: str, facility: str | None) -> Endpoint:

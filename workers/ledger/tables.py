@@ -147,6 +147,7 @@ payments = Table(
     Index(None, "provider", "facility", "reference"),
     Index(None, "updated_at", "provider", "facility", "payment_id"),
     Index(None, "provider", "facility", "state", "updated_at", "payment_id"),
+    Index(None, "provider", "facility", "settlement_date"),
     Index(None, "receipt_number"),
     Index(None, "reference", "updated_at"),
     Index(None, "customer_reference", "updated_at"),
@@ -292,3 +293,40 @@ browser_returns = Table(
     Index(None, "returned_at"),
 )
 """What customers were told when they came back: for display beside what the bank said. Amounts have two decimals."""
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", keyed(36), primary_key=True),
+    Column("provider", keyed(32), nullable=False),
+    Column("facility", keyed(64), nullable=False),
+    Column("file_name", String(255), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("first_day", Date),
+    Column("last_day", Date),
+    Column("rows", Integer, nullable=False),
+    Column("matched", Integer, nullable=False),
+    Column("entered", Integer, nullable=False),
+    Column("findings", Integer, nullable=False),
+    Column("counts", Text, nullable=False),
+    Column("began_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Index(None, "provider", "facility", "id"),
+)
+"""One run over one settlement file. `finished_at` is null while it runs, and stays so when it was interrupted."""
+
+findings = Table(
+    "findings",
+    metadata,
+    Column("reconciliation_id", keyed(36), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("line", Integer),
+    Column("receipt_number", String(KEY)),
+    Column("payment_id", String(KEY)),
+    Column("here", String(64)),
+    Column("in_file", String(64)),
+    Column("entered", Boolean, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+"""What a reconciliation found, in the order of the file. `entered` where the row was put into the ledger."""

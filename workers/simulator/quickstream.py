@@ -7,13 +7,14 @@ invented.
 from __future__ import annotations
 
 from base64 import b64encode
-from datetime import datetime, time, timedelta
+from datetime import datetime
 from random import Random
 from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
 from receiver.providers.quickstream import MONTHS, SYDNEY, QuickStreamEndpoint
 from receiver.signing import return_digest
+from workers.reconcile.calendar import settles_on
 from workers.simulator.base import Outgoing, RetryRule, Sender
 
 # (responseCode, responseDescription, summaryCode) and how often, in percent.
@@ -75,14 +76,14 @@ def _fields(endpoint: QuickStreamEndpoint, random: Random, serial: int) -> dict[
         "sourceCode": random.choice(("Net", "Net", "Net", "Phone", "Adhoc")),
         # The serial keeps receipts apart within a run, the first digits one run from the next.
         "receiptNumber": f"{random.randrange(1000, 10_000)}{serial % 1_000_000:06}",
-        "communityCode": f"{endpoint.facility.upper()}COM",
+        "communityCode": endpoint.community_code or f"{endpoint.facility.upper()}COM",
         "supplierBusinessCode": endpoint.supplier_business_codes[0],
         "customerReferenceNumber": f"MEMBER-{random.randrange(1, 5000):04}",
         "paymentReference": f"INV-{random.randrange(10_000, 100_000)}-{serial}",
         "paymentAmount": _dollars(principal + surcharge),
         "surchargeAmount": _dollars(surcharge),
         "cardScheme": scheme,
-        "settlementDate": f"{settles_on(now, by_bank):%Y%m%d}",
+        "settlementDate": f"{settles_on(now, by_bank=by_bank):%Y%m%d}",
         # Not %b, which would follow the locale.
         "createdDateTime": f"{now:%d} {_MONTH_NAMES[now.month]} {now:%Y %H:%M:%S}",
         "responseCode": code,
@@ -100,14 +101,6 @@ def _fields(endpoint: QuickStreamEndpoint, random: Random, serial: int) -> dict[
 
 def _dollars(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02}"
-
-
-def settles_on(now: datetime, by_bank: bool) -> datetime:
-    """The next day that is no weekend when the cut-off has passed: 18:00 for cards, 16:00 for bank accounts."""
-    day = now + timedelta(days=now.time() >= time(16 if by_bank else 18))
-    while day.weekday() >= 5:
-        day += timedelta(days=1)
-    return day
 
 
 def _xml(fields: dict[str, str]) -> bytes:

@@ -1,0 +1,1 @@
+"""Settlement files against the ledger."""

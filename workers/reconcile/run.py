@@ -1,0 +1,193 @@
+"""One run over one settlement file: `reconcile` is what the command, the watched folder and the console call.
+
+Rows that tell the ledger something new go the way of a notification: the pipeline interprets and records them under
+their own unique key, so that a file that is read twice enters nothing twice. Figures that differ are only reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from itertools import islice
+from typing import BinaryIO
+
+from sqlalchemy import Engine
+
+from receiver import logs, metrics
+from receiver.errors import LedgerAway
+from receiver.notification import new_id, now_us
+from receiver.providers.quickstream import QuickStreamEndpoint
+from receiver.settings import Settings
+from receiver.signing import Seal
+from workers.ledger.ledger import Ledger, open_ledger
+from workers.ledger.queries import reading
+from workers.ledger.reconciliations import Reconciliations, only_community
+from workers.pipeline import Pipeline
+from workers.reconcile.findings import Finding, Findings, Result
+from workers.reconcile.missing import missing_in_file, paid_payments
+from workers.reconcile.reader import Line, Reader, Unreadable
+from workers.reconcile.rows import BATCH, Rows, known_payments
+from workers.reconcile.seen import Seen
+from workers.reconcile.survey import Survey, survey
+
+log = logs.get("workers.reconcile")
+
+Days = tuple[date | None, date | None]
+"""First and last settlement date, where the rows do not say."""
+
+# Shares of the whole, for the progress.
+_SURVEYED = 0.4
+_COMPARED = 0.9
+
+
+@contextmanager
+def ready(settings: Settings) -> Iterator[tuple[Ledger, Pipeline]]:
+    """The ledger and the pipeline of a configuration, for a process that reconciles. Raises `LedgerAway` before the
+    ledger was ever made."""
+    if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
+        raise LedgerAway("it does not exist yet; `postback up` or `postback migrate` makes it.")
+    ledger = open_ledger(settings)
+    try:
+        yield ledger, Pipeline(settings.endpoints, ledger, Seal(settings.security.seal_keys, "batch"))
+    finally:
+        ledger.engine.dispose()
+
+
+def reconcile(
+    ledger: Ledger,
+    pipeline: Pipeline,
+    endpoint: QuickStreamEndpoint,
+    content: BinaryIO,
+    file_name: str,
+    *,
+    write: bool = True,
+    days: Days = (None, None),
+    tell: Callable[[Finding], None] = lambda finding: None,
+    progress: Callable[[float], None] = lambda share: None,
+    now: datetime | None = None,
+) -> Result:
+    """Compares a file with the ledger, enters what the ledger did not know, and keeps a record of the run.
+
+    `content` must be seekable, as it is read twice. `tell` gets each finding as it comes, `progress` the share that is
+    done. Without `write` nothing at all is written.
+
+    Raises `Unreadable` for a file that cannot be taken, before anything is written, and `LedgerAway`.
+    """
+    try:
+        with Reconciliations(ledger.engine).alone(endpoint.provider, endpoint.facility) as alone:
+            if not alone:
+                raise Unreadable("Another settlement file is being reconciled at the moment.")
+            run = _Run(ledger.engine, pipeline, endpoint, content, write=write, tell=tell, progress=progress)
+            result = run.run(_storable(file_name), days, now or datetime.now(UTC))
+    except Unreadable:
+        metrics.SETTLEMENT_FILES.labels(endpoint.provider, endpoint.facility, "refused").inc()
+        raise
+    outcome = "differs" if result.findings else "agrees"
+    metrics.SETTLEMENT_FILES.labels(endpoint.provider, endpoint.facility, outcome).inc()
+    log.info(
+        "settlement_file_reconciled",
+        facility=endpoint.facility,
+        file=file_name,
+        rows=result.rows,
+        entered=result.entered,
+        findings=result.findings,
+    )
+    return result
+
+
+def _storable(file_name: str) -> str:
+    """A name of any bytes, as the ledger and a terminal take it."""
+    text = file_name.encode("utf-8", "replace").decode()
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)[-255:]
+
+
+class _Run:
+    def __init__(
+        self,
+        engine: Engine,
+        pipeline: Pipeline,
+        endpoint: QuickStreamEndpoint,
+        content: BinaryIO,
+        *,
+        write: bool,
+        tell: Callable[[Finding], None],
+        progress: Callable[[float], None],
+    ) -> None:
+        self._engine = engine
+        self._pipeline = pipeline
+        self._endpoint = endpoint
+        self._content = content
+        self._write = write
+        self._tell = tell
+        self._progress = progress
+        self._records = Reconciliations(engine)
+        self._size = max(content.seek(0, 2), 1)
+
+    def run(self, file_name: str, days: Days, now: datetime) -> Result:
+        covers = survey(self._reader(), self._endpoint, now, lambda at: self._progress(at / self._size * _SURVEYED))
+        covers.first_day, covers.last_day = days[0] or covers.first_day, days[1] or covers.last_day
+        community = self._endpoint.community_code or self._only_community()
+        self._require_own(covers, community)
+        result = self._begin(file_name, covers, now)
+        findings = Findings(result, self._records, self._tell)
+        seen = Seen()
+        try:
+            self._compare(
+                Rows(self._engine, self._pipeline, self._endpoint, community, result, findings, seen, write=self._write)
+            )
+            with reading(self._engine) as connection:
+                for finding in missing_in_file(connection, self._endpoint, covers, seen):
+                    findings.add(finding)
+        finally:
+            seen.close()
+        findings.keep()
+        if result.id is not None:
+            self._records.finish(result.id, result.counted())
+        self._progress(1.0)
+        return result
+
+    def _only_community(self) -> str | None:
+        with reading(self._engine) as connection:
+            return only_community(connection, self._endpoint.provider, self._endpoint.facility)
+
+    def _reader(self) -> Reader:
+        return Reader(self._content, self._endpoint.settlement_headings)
+
+    def _compare(self, rows: Rows) -> None:
+        reader = self._reader()
+        for lines in _batches(iter(reader)):
+            assert reader.columns is not None
+            rows.batch(lines, reader.columns)
+            self._progress(_SURVEYED + reader.position / self._size * (_COMPARED - _SURVEYED))
+
+    def _require_own(self, covers: Survey, community: str | None) -> None:
+        """Without a column of business codes only the receipts can say whose file it is. Raises `Unreadable`."""
+        if covers.has_business or not covers.businesses or covers.first_day is None or covers.last_day is None:
+            return
+        with reading(self._engine) as connection:
+            for lines in _batches(iter(self._reader())):
+                receipts = [line.row.of_payment for line in lines if line.row is not None]
+                if known_payments(connection, self._endpoint, community, receipts):
+                    return
+            if next(paid_payments(connection, self._endpoint, covers.first_day, covers.last_day), None):
+                raise Unreadable(
+                    f"This file seems to be of another facility: {self._endpoint.path} has payments of "
+                    f"{covers.covered}, but none with a receipt of the file."
+                )
+
+    def _begin(self, file_name: str, covers: Survey, now: datetime) -> Result:
+        endpoint = self._endpoint
+        result = Result(
+            endpoint.provider, endpoint.facility, file_name, covers.digest, covers.first_day, covers.last_day, now
+        )
+        if self._write:
+            result.id = new_id(now_us())
+            names = ("id", "provider", "facility", "file_name", "digest", "first_day", "last_day", "began_at")
+            self._records.begin({name: getattr(result, name) for name in names})
+        return result
+
+
+def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    while batch := list(islice(lines, BATCH)):
+        yield batch
