@@ -172,6 +172,9 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
         if migrating.wait() != 0:
             raise ConfigurationError("store.database_url: the ledger could not be brought up to date.")
         supervisor.start(Child("work", own_command("work", "--config", str(path)), patience=5.0))
+        if any(getattr(endpoint, "settlement_folder", None) for endpoint in settings.endpoint):
+            watching = own_command("reconcile", "--watch", "--config", str(path))
+            supervisor.start(Child("reconcile", watching, patience=3.0))
         address = f"http://{settings.receive.bind}"
         if not supervisor.wait_for(lambda: _ready(settings), READY_WITHIN):
             return 0 if supervisor.stopping else 1
