@@ -71,9 +71,10 @@ def moment(text: str | None, option: str) -> datetime | None:
         return None
     try:
         value = datetime.fromisoformat(text)
-    except ValueError:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        # The first and the last hours of the calendar have no UTC in some zones.
         raise typer.BadParameter(f"{option} must be a time such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def one_of(value: str | None, allowed: list[str], option: str) -> str | None:
