@@ -89,12 +89,13 @@ def _run_server(settings: Settings, fd: int | None) -> None:
     import uvicorn
 
     from receiver.app import build
+    from receiver.server import Connection
 
     listening = socket.socket(fileno=fd) if fd is not None else listen(settings.receive.bind, "receive.bind")
     server = uvicorn.Server(
         uvicorn.Config(
             build(settings),
-            http="httptools",
+            http=Connection,
             loop="uvloop",
             lifespan="on",
             ws="none",
