@@ -35,14 +35,20 @@ from receiver.connection import (
     replicas_confirm,
 )
 from receiver.errors import NotStored
+from receiver.link import Link
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.settings import Settings
 from receiver.signing import Seal
 from receiver.spool import Spool, Spooled
+from receiver.template import JobTemplate
 
 log = logs.get("receiver.inbox")
 
 MAX_BATCH = 512
+IN_FLIGHT = 2
+"""Commits under way at once: while Redis writes one to its disk, the next is made ready."""
+OVERLAP_FROM = 16
+"""Requests that must wait for a second commit to begin beside the first: smaller batches cost more than they save."""
 MAX_BATCH_BYTES = 4 << 20
 LINGER_FROM = 200
 """Batches in the queue from which a commit waits for more."""
@@ -83,14 +89,16 @@ class Inbox:
         self._strict = settings.queue.durability == "strict"
         self._replicas = settings.queue.replicas
         self._redis = connect(settings)
-        self._commits = connect_async(settings, DEADLINE, 1)
+        pool = connect_async(settings, DEADLINE, IN_FLIGHT).connection_pool
+        self._links = [Link(pool, DEADLINE) for _ in range(IN_FLIGHT)]
         self._queue = Queue(QUEUE, connection=self._redis, serializer=Serializer)
+        self._template: JobTemplate | None = None
         path = settings.data_dir / "spool" / "spool.sqlite3"
         self._spool = Spool(path, settings.receive.max_spool)
         self._spool_lock = threading.Lock()
         self._turn = Turn(path.with_suffix(".lock"))
         self._pending: deque[tuple[Envelope, asyncio.Future[None]]] = deque()
-        self._committing: asyncio.Task[None] | None = None
+        self._committing: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
         self._stopping = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -129,12 +137,12 @@ class Inbox:
     async def stop(self) -> None:
         """Waits for what is being committed, then lets go of Redis and the spool."""
         self._stopping = True
-        if self._committing:
-            await self._committing
+        await asyncio.gather(*self._committing)
         if self._draining:
             self._draining.cancel()
             await asyncio.gather(self._draining, return_exceptions=True)
-        await self._commits.aclose()
+        for link in self._links:
+            await link.close()
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -150,19 +158,23 @@ class Inbox:
             raise NotStored("The receiver stops.")
         committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append((envelope, committed))
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_pending())
+        if len(self._links) == IN_FLIGHT or (self._links and len(self._pending) >= OVERLAP_FROM):
+            link = self._links.pop()
+            task = asyncio.create_task(self._commit_pending(link))
+            self._committing.add(task)
+            task.add_done_callback(self._committing.discard)
         await committed
 
-    async def _commit_pending(self) -> None:
+    async def _commit_pending(self, link: Link) -> None:
         try:
             while self._pending:
                 await self._linger()
-                await self._commit(*self._take())
+                if self._pending:
+                    await self._commit(*self._take(), link)
         finally:
+            self._links.append(link)
             # Only where this task was cancelled is anybody left.
-            self._committing = None
-            while self._pending:
+            while self._pending and len(self._links) == IN_FLIGHT:
                 _settle([self._pending.popleft()[1]], NotStored("The commit was cancelled."))
 
     async def _linger(self) -> None:
@@ -196,12 +208,12 @@ class Inbox:
             waiting.append(future)
         return batch, waiting
 
-    async def _commit(self, batch: list[Envelope], waiting: list[asyncio.Future[None]]) -> None:
+    async def _commit(self, batch: list[Envelope], waiting: list[asyncio.Future[None]], link: Link) -> None:
         """Commits `batch` and tells who waits for it, whatever happens."""
         lost: NotStored | None = NotStored("The commit was cancelled.")
         try:
             sealed = self._sealed(batch)
-            if not await self._enqueued(sealed):
+            if not await self._enqueued(sealed, link):
                 await asyncio.get_running_loop().run_in_executor(self._writer, self._write, sealed)
             lost = None
         except NotStored as error:
@@ -212,7 +224,7 @@ class Inbox:
             if len(batch) > 1:
                 # Something in it cannot be written, which is no reason to lose the others.
                 for envelope, future in zip(batch, waiting, strict=True):
-                    await self._commit([envelope], [future])
+                    await self._commit([envelope], [future], link)
         finally:
             _settle(waiting, lost)
 
@@ -220,26 +232,16 @@ class Inbox:
         metrics.BATCH_SIZE.observe(len(envelopes))
         return Batch(new_id(now_us()), seal_batch(envelopes, self._seal), _describe(envelopes))
 
-    async def _enqueued(self, batch: Batch) -> bool:
+    async def _enqueued(self, batch: Batch, link: Link) -> bool:
         """The quick way, without a thread, while all is well: whether the batch is on Redis's disk."""
         if self.fault is not None or self.confirm_each:
             return False
         began = time.perf_counter()
         try:
-            # RQ speaks through the blocking client; this pipeline only collects what it says.
-            said = self._redis.pipeline(transaction=True)
-            enqueue(self._queue, said, RECORD_BATCH, *batch)
-            said.llen(self._queue.key)
-            async with asyncio.timeout(DEADLINE):
-                if self._replicas:
-                    commands = replicas.commands_of(said)
-                    done = await replicas.execute_async(self._commits, commands, self._replicas, DEADLINE)
-                else:
-                    pipeline = self._commits.pipeline(transaction=True)
-                    for command, options in said.command_stack:
-                        pipeline.execute_command(*command, **options)
-                    done = await pipeline.execute()
-            self._queue_length = done[-1]
+            if self._template is None:
+                self._template = JobTemplate(self._queue, RECORD_BATCH, enqueue)
+            commands = [*self._template.commands(*batch), ("LLEN", self._queue.key)]
+            self._queue_length = (await link.transaction(commands, self._replicas))[-1]
         except Exception as error:
             # It may be there all the same. Then the spool brings the same job again, which has no second effect.
             self._unfit("does not take batches", error)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
-from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 WAIT_SHARE = 0.5
@@ -31,11 +30,11 @@ def commands_of(pipeline: Any) -> list[Command]:
 
 def execute(redis: Redis, commands: Sequence[Command], replicas: int, deadline: float) -> list[Any]:
     """The replies of the transaction. Raises `TooFewReplicas`, and whatever redis-py raises."""
-    said = _said(commands, replicas, deadline)
+    said = transaction(commands, replicas, deadline)
     connection: Any = redis.connection_pool.get_connection()
     try:
         connection.send_packed_command(connection.pack_commands(said))
-        return _judged([connection.read_response() for _ in said], replicas)
+        return judged([connection.read_response() for _ in said], replicas)
     except TooFewReplicas:
         raise
     except BaseException:
@@ -46,34 +45,22 @@ def execute(redis: Redis, commands: Sequence[Command], replicas: int, deadline: 
         redis.connection_pool.release(connection)
 
 
-async def execute_async(
-    redis: redis_asyncio.Redis, commands: Sequence[Command], replicas: int, deadline: float
-) -> list[Any]:
-    """The same for the event loop."""
-    said = _said(commands, replicas, deadline)
-    connection: Any = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-    try:
-        await connection.send_packed_command(connection.pack_commands(said))
-        return _judged([await connection.read_response() for _ in said], replicas)
-    except TooFewReplicas:
-        raise
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    finally:
-        await redis.connection_pool.release(connection)
+def transaction(commands: Sequence[Command], replicas: int, deadline: float) -> list[Command]:
+    """What is sent; without replicas to wait for, the transaction alone."""
+    wait = [("WAIT", replicas, int(deadline * WAIT_SHARE * 1000))] if replicas else []
+    return [("MULTI",), *commands, ("EXEC",), *wait]
 
 
-def _said(commands: Sequence[Command], replicas: int, deadline: float) -> list[Command]:
-    return [("MULTI",), *commands, ("EXEC",), ("WAIT", replicas, int(deadline * WAIT_SHARE * 1000))]
-
-
-def _judged(replies: list[Any], replicas: int) -> list[Any]:
-    done: list[Any]
-    *_, done, confirmed = replies
-    for reply in done:
+def judged(replies: list[Any], replicas: int) -> list[Any]:
+    """The replies to the commands, from all that came, where an error may stand as well. Raises `TooFewReplicas`, and
+    the first error: EXEC fails for a refused command too, but does not say why."""
+    confirmed = replies.pop() if replicas else 0
+    done: Any = replies[-1]
+    for reply in [*replies, *(done if isinstance(done, list) else ())]:
         if isinstance(reply, Exception):
             raise reply
+    if isinstance(confirmed, Exception):
+        raise confirmed
     if confirmed < replicas:
         raise TooFewReplicas(f"{confirmed} of {replicas} replicas confirmed.")
-    return done
+    return list(done)

@@ -680,10 +680,10 @@ def test_while_redis_hangs_everybody_is_answered_in_time_and_nothing_is_lost(ser
 def test_a_stop_answers_everybody_first(server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, gate, enqueued = threading.Event(), threading.Event(), Inbox._enqueued
 
-    async def slowly(self: Inbox, batch: Any) -> bool:
+    async def slowly(self: Inbox, batch: Any, link: Any) -> bool:
         entered.set()
         await asyncio.to_thread(gate.wait, 10)
-        return await enqueued(self, batch)
+        return await enqueued(self, batch, link)
 
     monkeypatch.setattr(Inbox, "_enqueued", slowly)
     with serving(configured(tmp_path, server.url)) as application:
