@@ -30,6 +30,9 @@ log = logs.get("receiver.accept")
 MAX_HELD_BODY = 16 << 10
 """Bytes of an unverified body: the sender's own have a few hundred."""
 
+LOOK_EVERY = 0.1
+"""Seconds between two looks for bodies that are too slow."""
+
 _USUAL_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json", "application/xml", "text/xml", ""})
 _NOTHING: Mapping[str, int] = {}
 _JSON = (b"content-type", b"application/json")
@@ -58,11 +61,16 @@ class Accept:
         self._proxies = TrustedProxies(networks(settings.receive.trusted_proxies, "receive.trusted_proxies"))
         self._max_body = int(settings.receive.max_body)
         self._body_timeout = settings.receive.body_timeout
+        self._deadlines = Deadlines(self._body_timeout)
         self._inbox = inbox
         self._tokens = tokens
         self._held = held
         self._refusals = refusals
         self.tally = metrics.Tally()
+
+    async def watch(self) -> None:
+        """Ends bodies that are too slow, for as long as the application runs."""
+        await self._deadlines.watch()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         began = time.perf_counter()
@@ -113,6 +121,8 @@ class Accept:
 
     def _client(self, scope: Any) -> Address:
         peer = scope["client"]
+        if not self._proxies:
+            return self._proxies.client(peer[0] if peer else None, ())
         forwarded_for = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         chunked = len(forwarded_for) > 1 and any(name == b"transfer-encoding" for name, _ in scope["headers"])
         return self._proxies.client(peer[0] if peer else None, forwarded_for, chunked)
@@ -135,15 +145,15 @@ class Accept:
     async def _body(self, scope: Any, receive: Any, message: Message, visit: Visit) -> Message:
         if visit.size > self._max_body:
             raise Refused(Reason.BODY_TOO_LARGE, f"The body may have at most {self._max_body} bytes.")
-        deadline = Deadline(self._body_timeout)
+        reader = self._deadlines.begin()
         try:
             body = await self._read(receive, visit)
         except asyncio.CancelledError:
-            if not deadline.passed():
+            if not self._deadlines.passed(reader):
                 raise
             raise Refused(Reason.BODY_TOO_SLOW, f"The body did not arrive within {self._body_timeout} s.") from None
         finally:
-            deadline.end()
+            self._deadlines.end(reader)
         if not body:
             raise Refused(Reason.BODY_EMPTY, "The body is empty.")
         return Message(message.content_type, message.headers, body)
@@ -324,29 +334,44 @@ class Visit:
         return self.route.endpoint.facility if self.route else ""
 
 
-class Deadline:
-    """Cancels the task that makes it after some seconds: what `asyncio.timeout` does, for a fifth of its time."""
-
-    __slots__ = ("_over", "_task", "_timer")
+class Deadlines:
+    """Cancels tasks that are not done within some seconds: `asyncio.timeout` for each would be a timer for each. One
+    look at all of them, every `LOOK_EVERY` seconds, costs a fraction, and the first one is always the oldest."""
 
     def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[asyncio.Task[Any], float] = {}
+        self._over: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> asyncio.Task[Any]:
+        """The running task, which from now on has its seconds."""
         task = asyncio.current_task()
         assert task is not None
-        self._task, self._over = task, False
-        self._timer = task.get_loop().call_later(seconds, self._pass)
+        self._until[task] = time.monotonic() + self._seconds
+        return task
 
-    def _pass(self) -> None:
-        self._over = True
-        self._task.cancel()
+    def passed(self, task: asyncio.Task[Any]) -> bool:
+        """Whether it was this deadline that cancelled `task`, which then goes on."""
+        if task not in self._over:
+            return False
+        task.uncancel()
+        return True
 
-    def passed(self) -> bool:
-        """Whether it was this deadline that cancelled the task, which then goes on."""
-        if self._over:
-            self._task.uncancel()
-        return self._over
+    def end(self, task: asyncio.Task[Any]) -> None:
+        self._until.pop(task, None)
+        self._over.discard(task)
 
-    def end(self) -> None:
-        self._timer.cancel()
+    async def watch(self) -> None:
+        """For as long as the application runs."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            now = time.monotonic()
+            for task, until in list(self._until.items()):
+                if until > now:
+                    break
+                del self._until[task]
+                self._over.add(task)
+                task.cancel()
 
 
 class Gone(Exception):

@@ -49,9 +49,10 @@ def build(settings: Settings) -> Any:
         await inbox.start()
         refusals.start()
         seen.start()
-        counting = asyncio.create_task(_hand_on(accept))
+        beside = [asyncio.create_task(_hand_on(accept)), asyncio.create_task(accept.watch())]
         yield
-        counting.cancel()
+        for task in beside:
+            task.cancel()
         await seen.stop()
         await inbox.stop()
         await refusals.stop()
