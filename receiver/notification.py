@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -19,11 +20,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(now_us: int) -> str:
-    """A UUIDv7 (RFC 9562): its first 48 bits are the time in ms, so that ids sort by arrival."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (now_us // 1000) << 80 | 0x7 << 76 | (random >> 2) & (0xFFF << 64) | 0b10 << 62 | random & (1 << 62) - 1
+    """A UUIDv7 (RFC 9562): its first 48 bits are the time in ms, so that ids sort by arrival; those of one process
+    and one millisecond count upwards from a random number (its method 2)."""
+    global _last
+    at = now_us // 1000
+    with _one_id_at_a_time:
+        ms, number = _last
+        # The first bit is left free, so that counting never overflows.
+        number = number + 1 if ms == at else int.from_bytes(os.urandom(10), "big") >> 7
+        _last = (at, number)
+    value = at << 80 | 0x7 << 76 | number >> 62 << 64 | 0b10 << 62 | number & (1 << 62) - 1
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_last = (-1, 0)
+"""Millisecond and random part of the newest id."""
+_one_id_at_a_time = threading.Lock()
 
 
 def now_us() -> int:
