@@ -7,6 +7,8 @@ import re
 from receiver.errors import Quarantined, Reason
 
 _DECIMAL_TEXT = re.compile(r"([+-]?)(\d{1,15})(?:\.(\d{1,6}))?", re.ASCII)
+# Characters of an amount whose minor units fit any column.
+_USUAL = 15
 # What a 64-bit column holds.
 _LARGEST = 2**63 - 1
 
@@ -18,6 +20,10 @@ def minor_from_text(text: str, exponent: int, name: str) -> int:
     number (so no ``1e2``, no ``NaN``, no thousands separators), that has more decimals than the currency, or whose
     minor units no 64-bit column holds.
     """
+    whole, _, decimals = text.partition(".")
+    if len(decimals) == exponent and len(text) <= _USUAL and text.isascii() and whole.isdigit() and decimals.isdigit():
+        # As nearly every amount is written; what follows says the same of it.
+        return int(whole + decimals)
     match = _DECIMAL_TEXT.fullmatch(text)
     if match is None:
         raise Quarantined(Reason.UNREADABLE_BODY, f"{name} is not a decimal amount")

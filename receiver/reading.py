@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -38,6 +38,9 @@ _XML = etree.XMLParser(
 )
 
 
+_NESTED = etree.XPath("boolean(*/*)")
+
+
 class Fields:
     """Named text values of a form or a flat XML document.
 
@@ -46,14 +49,14 @@ class Fields:
 
     __slots__ = ("_first", "repeated")
 
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        first: dict[str, str] = {}
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        first = dict(pairs)
         repeated: dict[str, list[str]] = {}
-        for name, value in pairs:
-            if name in first:
-                repeated.setdefault(name, [first[name]]).append(value)
-            else:
-                first[name] = value
+        if len(first) < len(pairs):
+            for name, value in pairs:
+                repeated.setdefault(name, []).append(value)
+            repeated = {name: values for name, values in repeated.items() if len(values) > 1}
+            first |= {name: values[0] for name, values in repeated.items()}
         self._first = first
         self.repeated = repeated
 
@@ -88,16 +91,14 @@ def form(body: bytes) -> Fields:
         parts = text.replace("+", " ").split("&")
         if len(parts) > MAX_FIELDS:
             raise Quarantined(Reason.UNREADABLE_BODY, f"the form has more than {MAX_FIELDS} fields")
-        return Fields([_form_pair(part) for part in parts if part])
+        return Fields([_unquoted(part) if "%" in part else part.partition("=")[::2] for part in parts if part])
     except UnicodeDecodeError:
         raise Quarantined(Reason.UNREADABLE_BODY, "the form is not UTF-8") from None
 
 
-def _form_pair(part: str) -> tuple[str, str]:
+def _unquoted(part: str) -> tuple[str, str]:
     name, _, value = part.partition("=")
-    if "%" in part:
-        return unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
-    return name, value
+    return unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
 
 
 def xml(body: bytes) -> tuple[str, Fields]:
@@ -115,17 +116,19 @@ def xml(body: bytes) -> tuple[str, Fields]:
         raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     if len(root) > MAX_FIELDS:
         raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
-    pairs = []
-    for child in root:
-        if len(child) and any(text and not text.isspace() for text in (child.text, *(inner.tail for inner in child))):
-            # "1<x/>00.00" would read as 1.
-            raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
-        pairs.append((_local_name(child.tag), child.text or ""))
+    if _NESTED(root):
+        for child in root:
+            if len(child) and any(text and not text.isspace() for text in (child.text, *(each.tail for each in child))):
+                # "1<x/>00.00" would read as 1.
+                raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
+    pairs = [(child.tag, child.text or "") for child in root]
+    if any("}" in tag for tag, _ in pairs):
+        pairs = [(_local_name(tag), value) for tag, value in pairs]
     return _local_name(root.tag), Fields(pairs)
 
 
-def _local_name(tag: str | bytes | Any) -> str:
-    return str(tag).rpartition("}")[2]
+def _local_name(tag: str) -> str:
+    return tag.rpartition("}")[2]
 
 
 class NumberText(str):

@@ -14,6 +14,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from urllib.parse import quote_plus
 
+import msgspec
 from itsdangerous import BadSignature, Signer
 
 from receiver.errors import Reason, Refused, SealBroken
@@ -136,9 +137,13 @@ def _as_sent(text: str) -> bytes:
         return b""
 
 
-def digest(*parts: bytes) -> str:
+def digest(*parts: bytes | str) -> str:
     """SHA-256 over length-prefixed parts, in hex: a name for content, not a proof of origin."""
-    return hashlib.sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).hexdigest()
+    return hashlib.sha256(_PARTS.encode(parts)).hexdigest()
+
+
+# MessagePack prefixes each part with its kind and length.
+_PARTS = msgspec.msgpack.Encoder()
 
 
 class Seal:

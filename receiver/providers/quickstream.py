@@ -110,7 +110,7 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
         return quickstream_settlement.identify(message, endpoint)
     fields = _read(message)
     _believe(fields, endpoint)
-    return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name).encode() for name in _CONTENT]))
+    return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name) for name in _CONTENT]))
 
 
 def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
