@@ -19,7 +19,6 @@ from redis import asyncio as redis_asyncio
 from receiver.connection import connect, connect_async
 from receiver.errors import NotStored, Reason, Refused
 from receiver.expected import (
-    COUNT_DEADLINE,
     FIND_DEADLINE,
     HeldLimit,
     Tokens,
@@ -288,7 +287,8 @@ def test_a_redis_that_hangs_is_waited_for_within_the_deadlines(server: Valkey, t
                 await asyncio.gather(*(tokens.find("debitsuccess", "gym", f"{n}") for n in range(100))) == [None] * 100
             )
             await asyncio.gather(*(held.take("debitsuccess", "gym", f"{n}") for n in range(100)))
-            assert time.monotonic() - began < 2 * (FIND_DEADLINE + COUNT_DEADLINE)
+            # Each waits for its own deadline, not for those before it; within what is promised to a sender.
+            assert time.monotonic() - began < 2
         # No late answer reaches another question.
         for _ in range(50):
             known, unknown = tokens.find("debitsuccess", "gym", "FormTok1"), tokens.find("debitsuccess", "gym", "7")
