@@ -16,6 +16,7 @@ from receiver.providers.base import Endpoint
 from receiver.replicas import TooFewReplicas
 from receiver.settings import Settings
 from receiver.spool import Spool
+from workers import attention
 from workers.ledger import queries
 from workers.ledger.database import open_engine, url
 from workers.ledger.tables import notifications
@@ -70,17 +71,18 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
         engine = open_engine(url(settings))
         try:
             with queries.reading(engine) as connection:
-                counts = {name: queries.count(connection, name) for name in ("failed", "quarantined", "held")}
-                mismatches = queries.count_mismatches(connection)
+                open_ = attention.counts(connection)
                 silence = _silence(settings, connection)
         finally:
             engine.dispose()
     except (LedgerAway, ConfigurationError) as error:
         problems.append("The ledger does not answer.")
         return {"status": "away", "error": str(error)}
-    if counts["failed"]:
-        problems.append("Notifications failed; `postback notifications list --state failed` shows them.")
-    return {"status": "up", **counts, "mismatches": mismatches, "endpoints": silence}
+    if open_["failed"]:
+        problems.append("Notifications failed; `postback attention list --kind failed` shows them.")
+    counts = {kind: open_[kind] for kind in ("failed", "quarantined", "held")}
+    others = {"conflicts": open_["conflict"], "mismatches": open_["mismatch"]}
+    return {"status": "up", **counts, **others, "endpoints": silence}
 
 
 def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:

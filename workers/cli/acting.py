@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from workers.cli import options
 
 if TYPE_CHECKING:
+    from receiver.settings import Settings
+    from workers.attention import Attention
     from workers.audit import Actor
     from workers.replay import Replays
 
@@ -39,18 +41,41 @@ def actor() -> Actor:
 @contextmanager
 def replays_of(config: Path | None) -> Iterator[Replays]:
     """What operators may do with replays. Logs stay silent: a result says more, and bodies are nobody's business."""
-    from receiver.errors import LedgerAway
     from workers.replay import open_replays
 
     settings = options.settings(config)
-    if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
-        raise LedgerAway("it does not exist yet; `postback up` or `postback migrate` makes it.")
+    require_ledger(settings)
     quiet()
     found = open_replays(settings)
     try:
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def attending(config: Path | None) -> Iterator[Attention]:
+    """What operators may settle."""
+    from workers.attention import Attention
+    from workers.audit import Audit
+    from workers.ledger.database import open_engine, url
+
+    settings = options.settings(config)
+    require_ledger(settings)
+    quiet()
+    engine = open_engine(url(settings))
+    try:
+        yield Attention(engine, Audit(settings.security.seal_keys))
+    finally:
+        engine.dispose()
+
+
+def require_ledger(settings: Settings) -> None:
+    """Raises `LedgerAway` before the ledger was ever made: to look at it must not make an empty one."""
+    from receiver.errors import LedgerAway
+
+    if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
+        raise LedgerAway("it does not exist yet; `postback up` or `postback migrate` makes it.")
 
 
 def quiet() -> None:

@@ -36,7 +36,7 @@ Place = TypeVar("Place", bound=msgspec.Struct)
 Endpoint = tuple[str, str, str]
 """Provider, facility and a state that occurs there."""
 
-_NOTIFICATION = [
+LISTED = [
     notifications.c[name]
     for name in (
         *("id", "provider", "facility", "event_type", "dedupe_key", "state", "reason", "received_at", "processed_at"),
@@ -45,7 +45,7 @@ _NOTIFICATION = [
 ]
 """What a list shows of a notification; its body may be long."""
 _PLACE = ("provider", "facility", "state")
-_PAYMENT_KEY = (payments.c.updated_at, payments.c.provider, payments.c.facility, payments.c.payment_id)
+PAYMENT_ORDER = (payments.c.updated_at, payments.c.provider, payments.c.facility, payments.c.payment_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ class Page:
     """The search matched more than `SEARCHED`, and newer ones may be among the others: write more of what is sought."""
 
 
-class _NotificationPlace(msgspec.Struct, frozen=True, array_like=True, tag="n", forbid_unknown_fields=True):
+class NotificationPlace(msgspec.Struct, frozen=True, array_like=True, tag="n", forbid_unknown_fields=True):
     id: str
 
 
-class _PaymentPlace(msgspec.Struct, frozen=True, array_like=True, tag="p", forbid_unknown_fields=True):
+class PaymentPlace(msgspec.Struct, frozen=True, array_like=True, tag="p", forbid_unknown_fields=True):
     updated_at: int
     """Microseconds since 1970 in UTC."""
     provider: str
@@ -76,7 +76,7 @@ def page_notifications(connection: Connection, wanted: Filter, cursor: str | Non
 
     Raises `NotDone`: `cursor_malformed`.
     """
-    place = _place(cursor, _NotificationPlace)
+    place = place_of(cursor, NotificationPlace)
     size = _size(wanted)
     if wanted.search:
         ids, cut = notification_ids(connection, wanted.search, SEARCHED)
@@ -87,14 +87,14 @@ def page_notifications(connection: Connection, wanted: Filter, cursor: str | Non
     last = rows[size - 1] if len(rows) > size else None
     return Page(
         [queries.notification(row) for row in rows[:size]],
-        _cursor(_NotificationPlace(last.id)) if last is not None else None,
+        cursor_of(NotificationPlace(last.id)) if last is not None else None,
         cut,
     )
 
 
 def page_payments(connection: Connection, wanted: Filter, cursor: str | None = None) -> Page:
     """The same for payments, last changed first."""
-    place = _place(cursor, _PaymentPlace)
+    place = place_of(cursor, PaymentPlace)
     size = _size(wanted)
     after = (utc(place.updated_at), place.provider, place.facility, place.payment_id) if place else None
     if wanted.search:
@@ -104,7 +104,7 @@ def page_payments(connection: Connection, wanted: Filter, cursor: str | None = N
         cut = False
         rows = _payments_after(connection, wanted, after, size + 1)
     last = rows[size - 1] if len(rows) > size else None
-    return Page([queries.payment(row) for row in rows[:size]], _payment_cursor(last) if last is not None else None, cut)
+    return Page([queries.payment(row) for row in rows[:size]], payment_cursor(last) if last is not None else None, cut)
 
 
 def every_notification(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
@@ -161,7 +161,7 @@ def _notifications_after(connection: Connection, wanted: Filter, after: str | No
     span = _in_time(wanted)
     if after is not None:
         span.append(c.id < after)
-    newest = select(*_NOTIFICATION).order_by(c.id.desc()).limit(size)
+    newest = select(*LISTED).order_by(c.id.desc()).limit(size)
     if not _storable(wanted):
         return []
     if (wanted.provider is None) == (wanted.facility is None) and (wanted.provider is None or wanted.state is None):
@@ -189,7 +189,7 @@ def _notifications_among(
     left = sorted((found for found in ids if after is None or found < after), reverse=True)
     rows: list[Row[Any]] = []
     for start in range(0, len(left), LONGEST_PAGE):
-        some = select(*_NOTIFICATION).where(c.id.in_(left[start : start + LONGEST_PAGE]), *conditions)
+        some = select(*LISTED).where(c.id.in_(left[start : start + LONGEST_PAGE]), *conditions)
         rows += connection.execute(some.order_by(c.id.desc()).limit(size - len(rows))).all()
         if len(rows) >= size:
             break
@@ -198,14 +198,14 @@ def _notifications_among(
 
 def _payments_after(connection: Connection, wanted: Filter, after: Any, size: int) -> Sequence[Row[Any]]:
     c = payments.c
-    newest_first = [column.desc() for column in _PAYMENT_KEY]
+    newest_first = [column.desc() for column in PAYMENT_ORDER]
     span: list[ColumnElement[bool]] = []
     if wanted.since is not None:
         span.append(c.updated_at >= wanted.since)
     if wanted.until is not None:
         span.append(c.updated_at < wanted.until)
     if after is not None:
-        span.append(_before(after))
+        span.append(before(after))
     if not _storable(wanted):
         return []
     if wanted.mismatch or all(getattr(wanted, name) is None for name in _PLACE):
@@ -214,7 +214,7 @@ def _payments_after(connection: Connection, wanted: Filter, after: Any, size: in
     keys: list[Any] = []
     for provider, facility, state in endpoints(connection, payments, wanted):
         keys += connection.execute(
-            select(*_PAYMENT_KEY)
+            select(*PAYMENT_ORDER)
             .where(c.provider == provider, c.facility == facility, c.state == state, *span)
             .order_by(c.updated_at.desc(), c.payment_id.desc())
             .limit(size)
@@ -243,7 +243,7 @@ def _payments(connection: Connection, keys: Sequence[PaymentKey], conditions: li
     return sorted(rows, key=_key_of, reverse=True)
 
 
-def _before(after: tuple[datetime, str, str, str]) -> ColumnElement[bool]:
+def before(after: tuple[datetime, str, str, str]) -> ColumnElement[bool]:
     """Before this place in the list. The first condition alone is what an index can use on every database."""
     updated_at, *rest = after
     c = payments.c
@@ -304,23 +304,23 @@ def _refuse(cut: bool) -> None:
         raise NotDone(Reason.TOO_MANY_FOUND, sentence)
 
 
-def _cursor(place: msgspec.Struct) -> str:
+def cursor_of(place: msgspec.Struct) -> str:
     return urlsafe_b64encode(msgspec.msgpack.encode(place)).decode().rstrip("=")
 
 
-def _payment_cursor(row: Any) -> str:
+def payment_cursor(row: Any) -> str:
     updated_at, *rest = _key_of(row)
-    return _cursor(_PaymentPlace(microseconds(updated_at), *rest))
+    return cursor_of(PaymentPlace(microseconds(updated_at), *rest))
 
 
-def _place(cursor: str | None, kind: type[Place]) -> Place | None:
+def place_of(cursor: str | None, kind: type[Place]) -> Place | None:
     if cursor is None:
         return None
     try:
         place = msgspec.msgpack.decode(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind)
         if not all(storable(text) for text in msgspec.structs.astuple(place) if isinstance(text, str)):
             raise ValueError
-        if isinstance(place, _PaymentPlace):
+        if isinstance(place, PaymentPlace):
             utc(place.updated_at)
     except (msgspec.DecodeError, NotBase64, ValueError, OverflowError, OSError):
         raise NotDone(Reason.CURSOR_MALFORMED, "The cursor is none of this list; start again without one.") from None
