@@ -233,7 +233,7 @@ class Accept:
             detail=doubt.detail if doubt else "",
         )
         for place, numbers in visit.masked.items():
-            _report_cards(envelope.provider, envelope.facility, place, numbers, envelope.id)
+            report_cards(envelope.provider, envelope.facility, place, numbers, envelope.id)
         return envelope
 
     def _status(self, route: Route, envelope: Envelope) -> bytes:
@@ -260,7 +260,7 @@ class Accept:
         metrics.REFUSED.labels(visit.provider, visit.facility, refused.reason).inc()
         path, content_type = cards.masked_text(scope["path"]), cards.masked_text(visit.content_type)
         if (path, content_type) != (scope["path"], visit.content_type):
-            _report_cards(visit.provider, visit.facility, "refusal", 1)
+            report_cards(visit.provider, visit.facility, "refusal", 1)
         self._refusals.add(
             Refusal(
                 at=now_us(),
@@ -403,7 +403,7 @@ def _without_cards(route: Route, message: Message) -> tuple[Message, Mapping[str
     return message, _NOTHING
 
 
-def _report_cards(provider: str, facility: str, place: str, numbers: int, notification_id: str = "") -> None:
+def report_cards(provider: str, facility: str, place: str, numbers: int, notification_id: str = "") -> None:
     metrics.CARDS_MASKED.labels(provider, facility, place).inc(numbers)
     log.warning(
         "card_number_masked",

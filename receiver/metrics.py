@@ -65,6 +65,7 @@ REPEATED = Counter("postback_repeated", "Repeats by kind: duplicate or conflict.
 RELEASED = Counter("postback_released", "Held notifications whose token became known.", _ENDPOINT)
 MISMATCHES = Counter("postback_mismatches", "Payments that were found to differ from what was expected.", _ENDPOINT)
 REPLAYED = Counter("postback_replayed", "Notifications that were replayed, by outcome.", (*_ENDPOINT, "outcome"))
+PURGED = Counter("postback_purged", "What was purged because its time was over.", ("what",))
 SET_ASIDE = Counter("postback_batches_set_aside", "Batches that could not be opened.", ("why",))
 RECORD_SECONDS = Histogram(
     "postback_record_seconds", "Time of one ledger transaction.", buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from receiver import logs
-from receiver.notification import utc
+from receiver.notification import microseconds, utc
 
 log = logs.get("receiver.refusals")
 
@@ -96,6 +97,23 @@ class RefusalLog:
         for refusal in refusals:
             pipeline.xadd(STREAM, {"r": msgspec.msgpack.encode(refusal)}, maxlen=KEEP, approximate=True)
         pipeline.execute()
+
+
+def count(redis: Redis, before: datetime) -> int:
+    """How many were kept before this moment. Raises `RedisError`."""
+    rows: Any = redis.xrange(STREAM, "-", f"({_first(before)}")
+    return len(rows)
+
+
+def forget(redis: Redis, before: datetime) -> int:
+    """Takes those out; gives how many. Raises `RedisError`."""
+    gone: Any = redis.xtrim(STREAM, minid=_first(before), approximate=False)
+    return int(gone)
+
+
+def _first(moment: datetime) -> str:
+    """Redis numbers the records by the millisecond in which they came."""
+    return f"{microseconds(moment) // 1000}-0"
 
 
 def listed(redis: Redis, limit: int = KEEP) -> list[dict[str, Any]]:

@@ -12,6 +12,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
+from receiver import cards
 from receiver.errors import Quarantined, Reason, Refused
 from receiver.money import minor_from_text
 from receiver.notification import BrowserReturn, ReturnOutcome, new_id, now_us
@@ -131,6 +134,22 @@ def _begun(endpoint: ReturnEndpoint, pairs: list[tuple[str, str]]) -> dict[str, 
 
 def _failure(errors: tuple[str, ...]) -> ReturnOutcome:
     return ReturnOutcome.CONFIRM if errors and set(errors) <= set(CONFIRMATIONS) else ReturnOutcome.ERROR
+
+
+def without_cards(said: BrowserReturn, endpoint: ReturnEndpoint) -> tuple[BrowserReturn, int]:
+    """What may be shown and kept of a return, and how many of its texts had a card number."""
+    texts = {"reference": "paymentReference", "customer_reference": "customerReferenceNumber"}
+    changes = {
+        name: masked
+        for name, field in texts.items()
+        if field not in endpoint.own_numbers
+        and (text := getattr(said, name))
+        and (masked := cards.masked_text(text)) != text
+    }
+    if changes and not said.verified:
+        # Without the hmac among its parts, the digest could be tried out for what was masked.
+        changes["digest"] = digest(said.id.encode())
+    return msgspec.structs.replace(said, **changes), len(changes.keys() & texts.keys())
 
 
 def _text(fields: Fields, name: str) -> str | None:

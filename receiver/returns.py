@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from receiver import logs, metrics, return_page, return_result, returned
-from receiver.accept import Accept, Visit
+from receiver.accept import Accept, Visit, report_cards
 from receiver.errors import Reason, Refused
 from receiver.providers.base import ReturnEndpoint
 from receiver.return_log import ReturnLog
@@ -73,6 +73,9 @@ class Returns:
         said = returned.read(scope["query_string"], endpoint)
         if said is None:
             return HTMLResponse(return_page.neutral())
+        said, numbers = returned.without_cards(said, endpoint)
+        if numbers:
+            report_cards(said.provider, said.facility, "return", numbers)
         if scope["method"] == "GET":
             # A HEAD is a link checker's: nobody saw anything.
             metrics.RETURNS.labels(said.provider, said.facility, said.outcome).inc()

@@ -34,6 +34,8 @@ _PASSWORD_HASH = re.compile(rb"\$(scrypt|argon2id)\$[\x21-\x7e]{20,400}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})\s*(B|KiB|MiB|GiB)", re.ASCII)
+_PERIOD = re.compile(r"(\d{1,5})\s*(h|d|w)", re.ASCII)
+_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -47,8 +49,15 @@ SHORTEST_BODY_KEY = 32
 """Characters: whoever has a copy of the ledger can try out a short one for as long as they like."""
 
 
+SHORTEST_REPEATS = 30 * 86_400
+
+
 class Size(int):
     """Bytes, written as ``"256KiB"``."""
+
+
+class Period(int):
+    """Seconds, written as ``"400d"``."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +102,20 @@ class Store(_Section, frozen=True):
     """None: SQLite under `data_dir`."""
 
 
+class Retention(_Section, frozen=True):
+    """How long what is kept besides the records themselves stays; what has no period stays for ever."""
+
+    bodies: Period | None = None
+    """Raw bodies of what was processed or resolved, and of its conflicts."""
+    unresolved: Period | None = None
+    """Raw bodies of what failed, is quarantined or held, and was never resolved."""
+    repeats: Period | None = None
+    """The records of deliveries that said the same again."""
+    refusals: Period | None = None
+    returns: Period | None = None
+    """What customers saw when they came back from a payment page."""
+
+
 class Role(StrEnum):
     """What an operator may do; each may also do what those before it may."""
 
@@ -135,6 +158,7 @@ class Settings(_Section, frozen=True):
     queue: Queue = Queue()
     store: Store = Store()
     replay: Replay = Replay()
+    retention: Retention = Retention()
     endpoint: tuple[Any, ...] = ()
 
     @property
@@ -174,6 +198,8 @@ def read(document: dict[str, Any], folder: Path) -> Settings:
     def convert(kind: type, value: Any) -> Any:
         if kind is Secret:
             return _secret(value, folder)
+        if kind is Period:
+            return _period(value)
         return _size(value) if kind is Size else (folder / _path(value)).resolve()
 
     endpoints = document.get("endpoint", [])
@@ -229,6 +255,7 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("replay.approve_above: must be 0 or more.")
     if settings.replay.per_second < 1:
         raise ConfigurationError("replay.per_second: must be 1 or more.")
+    _check_retention(settings.retention)
     host_and_port(settings.receive.bind, "receive.bind")
     _check_proxies(settings.receive.trusted_proxies, "receive.trusted_proxies")
     _check_console(settings.console)
@@ -358,6 +385,17 @@ def _check_settlement(endpoint: Any, place: str) -> None:
             raise ConfigurationError(f"{place}.settlement_headings: must name headings such as Receipt Number.")
 
 
+def _check_retention(retention: Retention) -> None:
+    for name in retention.__struct_fields__:
+        if getattr(retention, name) == 0:
+            raise ConfigurationError(f"retention.{name}: must be above zero; leave it out to keep for ever.")
+    if retention.unresolved is not None and retention.unresolved < (retention.bodies or 0):
+        raise ConfigurationError("retention.unresolved: must not be shorter than retention.bodies.")
+    if retention.repeats is not None and retention.repeats < SHORTEST_REPEATS:
+        # A batch may wait for days; the record of a repeat is what keeps it from counting twice.
+        raise ConfigurationError("retention.repeats: must be 30d or more.")
+
+
 def allowed_networks(endpoint: Endpoint, provider: Provider, place: str = "endpoint") -> tuple[Network, ...]:
     """Networks that may send to `endpoint`; empty where the sender documents none, which allows every address."""
     if endpoint.allowed_sources is None:
@@ -391,6 +429,13 @@ def _size(value: Any) -> Size:
     if match is None:
         raise ValueError("must be a size such as 256KiB")
     return Size(int(match[1]) * _UNITS[match[2]])
+
+
+def _period(value: Any) -> Period:
+    match = _PERIOD.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("must be a period such as 400d, in hours (h), days (d) or weeks (w)")
+    return Period(int(match[1]) * _SECONDS[match[2]])
 
 
 def _path(value: Any) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
@@ -35,6 +36,7 @@ from workers.ledger.ledger import Ledger
 from workers.ledger.revision import open_revision
 from workers.pipeline import Pipeline
 from workers.replay_runner import RUN_REPLAY, ReplayRunner, wake_stalled
+from workers.retention import Daily
 
 log = logs.get("workers.runner")
 
@@ -93,7 +95,8 @@ class BatchWorker(SimpleWorker):
     # The blocking dequeue lasts worker_ttl - 15 s, and nothing else happens in it.
     worker_ttl = 16
 
-    def __init__(self, redis: Redis, ledger: Ledger) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, upkeep: Callable[[Redis, str], None] | None = None) -> None:
+        """`upkeep` is called every few seconds between two batches, with the worker's name."""
         serializer: Any = Serializer
         super().__init__(
             [QUEUE],
@@ -105,6 +108,7 @@ class BatchWorker(SimpleWorker):
             log_job_description=False,
         )
         self._ledger = ledger
+        self._upkeep = upkeep
         self._next_sign = 0.0
         self._next_look = 0.0
 
@@ -203,6 +207,8 @@ class BatchWorker(SimpleWorker):
             queue.finished_job_registry.cleanup()
             clean_worker_registry(queue)
             self._wake_stalled(queue)
+        if self._upkeep is not None:
+            self._upkeep(self.connection, self.name)
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def _wake_stalled(self, queue: Queue) -> None:
@@ -311,6 +317,7 @@ def work(settings: Settings) -> None:
     replays = ReplayRunner(ledger, pipeline, Audit(keys), settings.replay.per_second)
     jobs.context = jobs.Context(pipeline, Seal(keys, "expectation"), Seal(keys, "returns"), replays, replay_seal)
     metrics.LEDGER_UP.set(1)
+    daily = Daily(settings, ledger)
     stopping = False
     worker: BatchWorker | None = None
 
@@ -325,7 +332,7 @@ def work(settings: Settings) -> None:
     while not stopping:
         redis = connect(settings, deadline=15)
         try:
-            worker = BatchWorker(redis, ledger)
+            worker = BatchWorker(redis, ledger, daily)
             if stopping:
                 break
             log.info("worker_started", worker=worker.name)

@@ -415,6 +415,17 @@ def test_what_was_seen_is_noted_sealed_and_without_names(redis: Redis, applicati
     assert not any(secret in raw for secret in (b"John Smith", b"456471", b"203.0.113"))
 
 
+def test_what_was_seen_holds_no_card_number(redis: Redis, application: Application) -> None:
+    typed = [(name, "4111 1111 1111 1111" if name == "customerReferenceNumber" else value) for name, value in PAID]
+    answer = back(application, QUICK, signed(typed))
+    assert answer.status == 200
+    assert b"1111 1111" not in answer.body
+    eventually(lambda: len(noted(redis)) == 1, what="a return")
+    assert noted(redis)[0].customer_reference == "4111 11** **** 1111"
+    figures = application.get("/metrics").body.decode()
+    assert 'postback_card_numbers_masked_total{facility="acme",place="return",provider="quickstream"}' in figures
+
+
 def test_many_returns_are_few_jobs(redis: Redis, application: Application) -> None:
     for number in range(100):
         assert back(application, GYM, [("Token", f"T{number}")]).status == 200

@@ -21,6 +21,7 @@ from workers.cli import (
     operator,
     payments,
     processes,
+    purge,
     rebuild,
     reconcile,
     refusals,
@@ -38,6 +39,7 @@ app = typer.Typer(
 processes.register(app)
 console.register(app)
 operate.register(app)
+purge.register(app)
 app.add_typer(notifications.app, name="notifications")
 rebuild.register(payments.app)
 app.add_typer(payments.app, name="payments")

@@ -85,7 +85,9 @@ def health(config: options.Config = None) -> None:
 def _examine(settings: Settings) -> Iterator[Finding]:
     yield from _endpoints(settings)
     yield _queue(settings)
-    yield _ledger(settings)
+    yield (ledger := _ledger(settings))
+    if ledger.verdict == "ok":
+        yield _body_keys(settings)
     yield _disk(settings)
 
 
@@ -153,6 +155,28 @@ def _ledger(settings: Settings) -> Finding:
     if current != newest:
         return Finding("ledger", "fault", f"at revision {current or 'none'}, not {newest}; run `postback migrate`")
     return Finding("ledger", "ok", f"at revision {current}")
+
+
+def _body_keys(settings: Settings) -> Finding:
+    """Whether every stored body can be opened, and what a key in the configuration is still needed for."""
+    from receiver.errors import ConfigurationError, LedgerAway
+    from workers.cli.ledger import opened_with
+    from workers.ledger.bodies import Bodies, keys_in_use
+
+    try:
+        configured = Bodies(settings.security.body_keys).key_ids
+        with opened_with(settings) as connection:
+            used = keys_in_use(connection)
+    except (ConfigurationError, LedgerAway) as error:
+        return Finding("body keys", "fault", str(error))
+    if missing := sorted(used - set(configured)):
+        text = f"security.body_keys: bodies are encrypted with {', '.join(missing)}, which is not there"
+        return Finding("body keys", "fault", text)
+    if not configured:
+        return Finding("body keys", "note", "security.body_keys: there is none, so raw bodies are stored plain")
+    if unused := [key for key in configured[:-1] if key not in used]:
+        return Finding("body keys", "note", f"security.body_keys: {', '.join(unused)} is used by no body any more")
+    return Finding("body keys", "ok", f"bodies are encrypted with {configured[-1]}")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -12,8 +12,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import Connection, func, select
+
 from receiver.errors import BodyLocked, BodyPurged, ConfigurationError
 from receiver.signing import Secret
+from workers.ledger.tables import notifications, repeats
 
 _NONCE = 12
 _KEY_ID = 16
@@ -69,6 +72,16 @@ class Bodies:
             return self._cipher(_row_key(key, of)).decrypt(stored[:_NONCE], stored[_NONCE:], of)
         except (self._invalid, ValueError):
             raise BodyLocked(f"The raw body of {row.id} was altered, or is that of another row.") from None
+
+
+def keys_in_use(connection: Connection) -> set[str]:
+    """Names of the keys that a stored body is encrypted with. Each is one step in an index, however many bodies."""
+    found: set[str] = set()
+    for table in (notifications, repeats):
+        name = ""
+        while name := connection.scalar(select(func.min(table.c.body_key)).where(table.c.body_key > name)):
+            found.add(name)
+    return found
 
 
 def _derived(key: Secret, use: bytes) -> bytes:

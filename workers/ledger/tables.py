@@ -63,6 +63,9 @@ def keyed(length: int) -> TypeEngine[str]:
 
 
 _IN_CONFLICT = text("conflicts > 0")
+_UNPURGED = text("purged_at IS NULL")
+_HAS_BODY = text("body IS NOT NULL")
+_SEALED = text("body_key IS NOT NULL")
 
 notifications = Table(
     "notifications",
@@ -95,6 +98,8 @@ notifications = Table(
     Index(None, "provider", "facility", "state", "id"),
     Index(None, "state", "id"),
     Index("ix_notifications_in_conflict", "id", sqlite_where=_IN_CONFLICT, postgresql_where=_IN_CONFLICT),
+    Index("ix_notifications_unpurged", "id", sqlite_where=_UNPURGED, postgresql_where=_UNPURGED),
+    Index("ix_notifications_body_key", "body_key", sqlite_where=_SEALED, postgresql_where=_SEALED),
 )
 """Ids begin with the time of arrival, so that their order is that of arrival, and a span of time is a span of ids.
 `body_key` names the key of an encrypted body, None for a plain one. After `purged_at` the body is empty."""
@@ -116,6 +121,8 @@ repeats = Table(
     Column("purged_at", UtcTime),
     Index(None, "notification_id"),
     Index(None, "provider", "facility", "conflict", "id"),
+    Index("ix_repeats_with_body", "id", sqlite_where=_HAS_BODY, postgresql_where=_HAS_BODY),
+    Index("ix_repeats_body_key", "body_key", sqlite_where=_SEALED, postgresql_where=_SEALED),
 )
 """Every further delivery of a notification. A conflict keeps its body; a duplicate says nothing new."""
 
