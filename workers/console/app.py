@@ -33,6 +33,7 @@ from workers.console.signin import Door
 from workers.console.site import Site, Trouble, Visit
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import open_engine, url
+from workers.replay import open_replays
 
 log = logs.get("workers.console.app")
 
@@ -54,6 +55,7 @@ def build(settings: Settings) -> ASGIApp:
         proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
         audit=Audit(settings.security.seal_keys),
         bodies=Bodies(settings.security.body_keys),
+        replays=open_replays(settings),
         activity=Activity(engine, redis, list(settings.endpoints)),
         health=Health(settings),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
@@ -63,6 +65,7 @@ def build(settings: Settings) -> ASGIApp:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         engine.dispose()
+        site.replays.close()
         redis.close()
 
     app = Starlette(

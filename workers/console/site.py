@@ -33,6 +33,7 @@ from workers.console.render import Renderer
 from workers.console.sessions import Ended, Session, Sessions
 from workers.ledger import queries
 from workers.ledger.bodies import Bodies
+from workers.replay import Replays
 
 LARGEST_FORM = 128 << 10
 MOST_FIELDS = 2000
@@ -61,6 +62,7 @@ class Site:
     proxies: TrustedProxies
     bodies: Bodies
     audit: Audit
+    replays: Replays
     activity: Activity
     health: Health
     renderer: Renderer

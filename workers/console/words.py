@@ -39,7 +39,32 @@ MENU = (
     ("/notifications", "Notifications"),
     ("/payments", "Payments"),
     ("/refused", "Refused"),
+    ("/replays", "Replays"),
+    ("/reconciliations", "Reconciliations"),
+    ("/audit", "Audit"),
 )
+
+REPLAY: dict[str, Word] = {
+    "waiting": Word("wait", "A second operator must approve it before anything is done."),
+    "running": Word("note", "A worker does it now, behind live notifications."),
+    "paused": Word("wait", "Nothing more is done until somebody resumes it."),
+    "done": Word("good", "Every notification had its turn."),
+    "cancelled": Word("plain", "What was not done yet is never done by it."),
+}
+
+OUTCOMES: dict[str, Word] = {
+    "unchanged": Word("plain", "It says the same as before."),
+    "new_payment": Word("good", "It makes a payment that was not there."),
+    "payment_changed": Word("note", "Its payment changes."),
+    "reinterpreted": Word("good", "It is read anew; its payment, if it speaks of one, stays as it was."),
+    "still_fails": Word("bad", "It cannot be read or believed now either."),
+    "taken_back": Word("bad", "It was processed, and is not believed any more for what it says itself."),
+    "kept": Word("plain", "It cannot be read today; what was read once stays."),
+    "repeat": Word("plain", "Another notification has its duplicate key; it stays a repeat."),
+    "not_recorded": Word("bad", "What was made of it could not be stored; it stays as it was."),
+    "missing": Word("bad", "It is not in the ledger any more."),
+    "cancelled": Word("plain", "The replay was cancelled before its turn."),
+}
 
 REASONS: dict[str, tuple[str, str]] = {
     "unreadable_body": ("The body is not what its type says.", "Look at the raw body, then ask the sender."),
@@ -65,6 +90,14 @@ def of_notification(state: str) -> Word:
     return NOTIFICATION.get(state, Word("plain", ""))
 
 
+def of_replay(state: str) -> Word:
+    return REPLAY.get(state, Word("plain", ""))
+
+
+def of_outcome(outcome: str) -> Word:
+    return OUTCOMES.get(outcome, Word("plain", ""))
+
+
 def of_payment(state: str) -> Word:
     return PAYMENT.get(state, Word("plain", ""))
 
@@ -76,6 +109,20 @@ def meaning(reason: str | None) -> str:
 def remedy(reason: str | None) -> str:
     return REASONS.get(reason or "", ("", ""))[1]
 
+
+FINDINGS: dict[str, str] = {
+    "missing_here": "The file has a payment that the ledger does not have.",
+    "refund_missing_here": "The file has a refund that the ledger does not have.",
+    "missing_in_file": "The ledger has a captured payment that should be in the file.",
+    "debit_returned": "A direct debit that was captured here is declined: the money went back.",
+    "status_differs": "The file says another outcome.",
+    "amount_differs": "The file says another amount.",
+    "surcharge_differs": "The file says another surcharge.",
+    "settlement_date_differs": "The file says another settlement date.",
+    "row_repeated": "The file has the same receipt with the same outcome twice.",
+    "row_malformed": "The row cannot be read.",
+    "other_business": "The row is for another supplier business than the endpoint's.",
+}
 
 _REFUSALS = {
     "unknown_endpoint": "There is no such path. Compare the URL at the sender with [[endpoint]].",
@@ -116,6 +163,14 @@ def advice(payment: dict[str, Any]) -> list[str]:
         differs = " and ".join(payment["differs"]) or "something"
         told.append(f"Not as expected: {differs} differs, or only a part was approved. Compare before goods leave.")
     return told
+
+
+def changes(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
+    """What is another in a payment after a replay: (field, before, after)."""
+    if after is None:
+        return []
+    was = before or {}
+    return [(name, was.get(name), value) for name, value in after.items() if value not in (was.get(name), None, False)]
 
 
 def spaced(name: str) -> str:

@@ -32,6 +32,7 @@ def payment(connection: Connection, provider: str, facility: str, payment_id: st
         payment
         | {"response": msgspec.to_builtins(explain(payment))}
         | queries.expected_of(connection, row)
+        | {"returns": queries.returns_of_payment(connection, provider, facility, payment_id, row.reference)}
         | {"events": sorted(events, key=lambda each: (each["event"]["occurred_at"] or each["received_at"], each["id"]))}
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from workers.console.pages import notifications, overview, payments, refused
-from workers.console.site import page
+from receiver.settings import Role
+from workers.console.pages import audit, notifications, overview, payments, reconciliations, refused, replays
+from workers.console.site import form, page
 
 
 def routes() -> list[Route]:
@@ -16,4 +17,16 @@ def routes() -> list[Route]:
         page("/payments", payments.listed),
         page("/payments/{provider}/{facility}", payments.shown),
         page("/refused", refused.listed),
+        page("/replays", replays.listed),
+        page("/replays/new", replays.tried, Role.OPERATOR),
+        form("/replays", replays.asked_for, Role.OPERATOR),
+        page("/replays/{id}", replays.shown),
+        form("/replays/{id}/approve", replays.approved, Role.APPROVER),
+        form("/replays/{id}/pause", replays.paused, Role.OPERATOR),
+        form("/replays/{id}/resume", replays.resumed, Role.OPERATOR),
+        form("/replays/{id}/cancel", replays.cancelled, Role.OPERATOR),
+        page("/reconciliations", reconciliations.listed),
+        page("/reconciliations/{id}", reconciliations.shown),
+        page("/audit", audit.listed),
+        page("/audit/verify", audit.verified),
     ]
