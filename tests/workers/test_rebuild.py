@@ -34,6 +34,7 @@ from tests.workers.material import (
     rows,
     sealed,
 )
+from tests.workers.settlement import Desk, bank_row, refund, row
 from workers.cli import starter
 from workers.ledger import database
 from workers.ledger.bodies import Bodies
@@ -105,6 +106,23 @@ def test_what_was_never_proven_is_left_alone(engine: Engine) -> None:
     walk(engine).expect(msgspec.structs.replace(EXPECTED_CASUAL, webhook_token="x"))
     assert {row.state for row in rows(engine, notifications)} == {"quarantined"}
     assert run(engine, write=True) == []
+
+
+def test_what_came_from_a_settlement_file_is_read_again_as_well(engine: Engine) -> None:
+    """A payment that was missing here, a refund, and a direct debit that the payer's bank returned."""
+    desk = Desk(Ledger(engine))
+    desk.notified("1")
+    desk.debited("2")
+    returned = bank_row("2", Response_Code="6", Summary_Code="1")
+    desk.reconcile([row("1"), row("3", Payment_Amount="95.40"), refund("4", "1"), returned])
+    states = {each.receipt_number or each.payment_id: each.state for each in rows(engine, payments)}
+    assert sorted(states.values()) == ["captured", "declined", "partially_refunded"]
+    before = contents(engine)
+    assert run(engine, write=True) == []
+    assert contents(engine) == before
+    change(engine, delete(payments))
+    run(engine, write=True)
+    assert [_without_update(each) for each in rows(engine, payments)] == list(map(_without_update, before["payments"]))
 
 
 def test_an_empty_ledger(engine: Engine) -> None:
