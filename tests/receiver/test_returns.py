@@ -200,6 +200,7 @@ def test_a_question_is_asked_and_says_that_nothing_was_paid(
     assert (answer.status, title(answer)) == (200, "Your payment was not made yet")
     text = " ".join(Page(answer).words)
     assert all(sentence in text for sentence in [*sentences, "AUD 1001.15", "AUD 1.15"])
+    assert "PAYMENT1" not in text, "anybody may have written it"
 
 
 def test_an_error_names_what_to_check(application: Application) -> None:
@@ -268,10 +269,10 @@ def test_what_is_refused_has_a_page_and_a_record(
 
 
 def test_head_is_answered_as_get_and_nobody_saw_anything(redis: Redis, application: Application) -> None:
-    assert back(application, QUICK, signed(PAID), "HEAD").status == 200
-    assert back(application, QUICK, signed(PAID)).status == 200
-    eventually(lambda: jobs(redis), what="the one that was seen")
-    assert len(noted(redis)) == 1
+    for method, token in (("HEAD", "T1"), ("GET", "T2")):
+        assert back(application, GYM, [("Token", token)], method).status == 200
+    eventually(lambda: "T2" in [saw.payment_id for saw in noted(redis)], what="the one that was seen")
+    assert [saw.payment_id for saw in noted(redis)] == ["T2"]
 
 
 def test_a_fault_of_ours_is_a_page_all_the_same(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +367,7 @@ def test_an_older_key_still_verifies() -> None:
 
 def test_a_question_is_passed_on(onward: Application) -> None:
     pairs = [*FAILED, ("errorField", "acceptSurcharge"), ("surchargeAmount", "1.15"), ("actionContextId", "ctx-1"),
-             ("errorDescription", "Call 1800 SCAM")]  # fmt: skip
+             ("errorDescription", "Call 1800 SCAM"), ("customerReferenceNumber", "C1")]  # fmt: skip
     assert snippet()["verified_result"](result_of(back(onward, QUICK, pairs))) == {
         "provider": "quickstream",
         "facility": "acme",
@@ -443,6 +444,16 @@ def test_while_redis_is_away_the_customer_gets_the_page_at_once(server: Valkey, 
         finally:
             server.process.send_signal(signal.SIGCONT)
         eventually(lambda: len(noted(server.client())) == 20, what="what was seen meanwhile")
+
+
+def test_what_redis_did_not_take_waits_for_it(server: Valkey, tmp_path: Path) -> None:
+    with serving(with_returns(tmp_path, server.url)) as application:
+        server.kill()
+        for number in range(5):
+            assert back(application, GYM, [("Token", f"T{number}")]).status == 200
+        eventually(lambda: application.get("/readyz").json["redis"] == "away", what="a Redis that is found away")
+        server.start()
+        eventually(lambda: len(noted(server.client())) == 5, what="what was seen meanwhile")
 
 
 def test_what_waits_is_bounded(server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

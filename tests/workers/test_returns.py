@@ -167,6 +167,18 @@ def test_unproven_returns_are_bounded_and_leave_room_for_the_proven(ledger: Ledg
     assert [each["verified"] for each in of_payment(engine, "p1", "R1")].count(True) == 1
 
 
+def test_proven_returns_take_no_room_from_the_others(ledger: Ledger, engine: Engine) -> None:
+    known_by_payment(ledger)
+    ledger.note_returns([seen(f"d{n}", reference="R1") for n in range(MOST_UNPROVEN)])
+    ledger.note_returns([error("last")])
+    assert "last" in [row.digest for row in rows(engine, browser_returns)]
+
+
+def test_another_attempt_of_the_same_order_is_another_payments(ledger: Ledger, engine: Engine) -> None:
+    ledger.note_returns([seen("d1", reference="R1"), seen("d2", payment_id="p2", reference="R1")])
+    assert len(of_payment(engine, "p1", "R1")) == len(of_payment(engine, "p2", "R1")) == 1
+
+
 def test_any_text_can_be_stored(ledger: Ledger, engine: Engine) -> None:
     odd = "x\x00\ud800" * 200
     ledger.note_returns([seen(reference=odd, receipt_number=odd, payment_id=odd, response_code=odd, summary_code=odd)])
