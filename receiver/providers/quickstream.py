@@ -114,6 +114,10 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
 
 
 def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
+    if ROW_HEADER in message.headers:
+        from receiver.providers import quickstream_settlement
+
+        return quickstream_settlement.identifiers(message, endpoint)
     values = _read(message).values
     return [value for name in (*_IDENTIFIERS, *endpoint.own_numbers) for value in values.get(name, ())]
 

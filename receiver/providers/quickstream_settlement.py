@@ -237,6 +237,18 @@ def _created(text: str) -> datetime | None:
         return None
 
 
+# The headings whose values tell payments apart, and the fields of a notification that say the same.
+_IDENTIFIERS = ("Receipt Number", "Parent Receipt Number", "Payment Amount", "Surcharge Amount")
+_SAME_AS = {"paymentReference": "Reference Number", "customerReferenceNumber": "Customer Reference Number"}
+
+
+def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
+    """Of a stored row: values that are no card numbers, whatever they look like."""
+    headings, values = _two_lines(message.body)
+    named = {*_IDENTIFIERS, *(_SAME_AS.get(name, name) for name in endpoint.own_numbers)}
+    return [value for heading, value in zip(headings, values, strict=True) if heading in named]
+
+
 def stored_body(values: Sequence[str], where: Columns) -> bytes:
     """A file of this one row, which needs no configured alias to be read."""
     written = io.StringIO()
@@ -315,11 +327,16 @@ def _refund(row: Row, community: str, endpoint: QuickStreamEndpoint) -> PaymentE
 
 
 def _stored(message: Message, endpoint: QuickStreamEndpoint) -> Row:
-    try:
-        headings, values = csv.reader(io.StringIO(message.body.decode(), newline=""))
-    except (ValueError, csv.Error):
-        raise Quarantined(Reason.UNREADABLE_BODY, "the stored row is not a file of two lines") from None
+    headings, values = _two_lines(message.body)
     row = read_row(values, columns(headings, {}))
     if row.business and row.business not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "Supplier Business Code is not one of this endpoint's")
     return row
+
+
+def _two_lines(body: bytes) -> tuple[list[str], list[str]]:
+    try:
+        headings, values = csv.reader(io.StringIO(body.decode(), newline=""))
+    except (ValueError, csv.Error):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the stored row is not a file of two lines") from None
+    return headings, values

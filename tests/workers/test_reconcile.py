@@ -467,6 +467,18 @@ def test_values_with_quotes_commas_and_line_ends(desk: Desk, engine: Engine) -> 
     assert desk.pipeline.interpret_again(entry).state == "processed"
 
 
+def test_card_numbers_in_a_row_are_masked_before_it_is_kept(desk: Desk, engine: Engine) -> None:
+    """A receipt that looks like one stays what it is."""
+    desk.notified("1")
+    card, receipt = "4111111111111111", "5555555555554444"
+    desk.reconcile([row("1"), row(receipt, Masked_Card_Number=card, Account_Holder_Name=f"Jo {card}")])
+    entry = next(each for each in rows(engine, notifications) if each.event_type == "settlement_file")
+    assert card.encode() not in entry.body
+    assert b"411111******1111" in entry.body
+    assert desk.pipeline.interpret_again(entry).payment_id == f"ACMECOMM:{receipt}"
+    assert desk.kinds([row("1"), row(receipt)]) == []
+
+
 # -- what is kept of a run
 
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
 
+from receiver import cards, logs, metrics
 from receiver.notification import Envelope, new_id, now_us
+from receiver.providers import PROVIDERS
 from receiver.providers import quickstream_settlement as settlement
+from receiver.providers.base import Message
 from receiver.providers.quickstream import ROW_HEADER, QuickStreamEndpoint
 from receiver.providers.quickstream_settlement import Columns, Row
 from workers.ledger.queries import reading
@@ -17,6 +20,8 @@ from workers.reconcile.compare import STATE_OF, Difference, Kind, Known, changes
 from workers.reconcile.findings import Finding, Findings, Result
 from workers.reconcile.reader import Line
 from workers.reconcile.seen import Seen
+
+log = logs.get("workers.reconcile")
 
 BATCH = 2000
 SOURCE = "settlement file"
@@ -112,20 +117,26 @@ class Rows:
     def _envelope(self, line: Line, row: Row, community: str, where: Columns) -> Envelope:
         identity = settlement.identity_of(row, community)
         received_at = now_us()
+        headers = {
+            ROW_HEADER: community,
+            "reconciliation": self._result.id or "",
+            "file-name": self._result.file_name,
+            "line": str(line.number),
+        }
+        message = Message(settlement.CONTENT_TYPE, headers, settlement.stored_body(line.values, where))
+        kept, numbers = cards.masked_message(message, PROVIDERS[self._endpoint.provider], self._endpoint)
+        for number in numbers.values():
+            metrics.CARDS_MASKED.labels(self._endpoint.provider, self._endpoint.facility, "settlement file").inc(number)
+            log.warning("card_number_masked", facility=self._endpoint.facility, line=line.number, numbers=number)
         return Envelope(
             id=new_id(received_at),
             provider=self._endpoint.provider,
             facility=self._endpoint.facility,
             received_at=received_at,
             source=SOURCE,
-            content_type=settlement.CONTENT_TYPE,
-            headers={
-                ROW_HEADER: community,
-                "reconciliation": self._result.id or "",
-                "file-name": self._result.file_name,
-                "line": str(line.number),
-            },
-            body=settlement.stored_body(line.values, where),
+            content_type=kept.content_type,
+            headers=headers,
+            body=kept.body,
             verified=True,
             dedupe_key=identity.dedupe_key,
             event_type=identity.event_type,

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from sqlalchemy import Engine
 
-from receiver import logs, metrics
+from receiver import cards, logs, metrics
 from receiver.errors import LedgerAway
 from receiver.notification import new_id, now_us
 from receiver.providers.quickstream import QuickStreamEndpoint
@@ -98,7 +98,7 @@ def reconcile(
 
 def _storable(file_name: str) -> str:
     """A name of any bytes, as the ledger and a terminal take it."""
-    text = file_name.encode("utf-8", "replace").decode()
+    text = cards.masked_text(file_name.encode("utf-8", "replace").decode())
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)[-255:]
 
 
