@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -13,6 +13,7 @@ from receiver.errors import ConfigurationError, LedgerAway
 from receiver.health import queue_state
 from receiver.notification import now_us
 from receiver.providers.base import Endpoint
+from receiver.providers.quickstream_settlement import EVENT_TYPE as SETTLEMENT_FILE
 from receiver.replicas import TooFewReplicas
 from receiver.settings import Settings
 from receiver.spool import Spool
@@ -20,6 +21,7 @@ from workers import attention
 from workers.ledger import queries
 from workers.ledger.database import open_engine, url
 from workers.ledger.tables import notifications
+from workers.reconcile.overdue import days_without_file
 
 OLDEST_ALLOWED = 60.0
 """Seconds that a batch may wait before the queue counts as stuck."""
@@ -73,6 +75,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
             with queries.reading(engine) as connection:
                 open_ = attention.counts(connection)
                 silence = _silence(settings, connection)
+                _settlement(settings, connection, problems)
         finally:
             engine.dispose()
     except (LedgerAway, ConfigurationError) as error:
@@ -95,11 +98,25 @@ def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:
     return result
 
 
+def _settlement(settings: Settings, connection: Connection, problems: list[str]) -> None:
+    """Of endpoints whose files come by themselves; whoever reconciles by hand knows when."""
+    for endpoint in settings.endpoint:
+        if getattr(endpoint, "settlement_folder", None):
+            problems.extend(
+                f"No settlement file of {endpoint.path} for {day}."
+                for day in days_without_file(connection, endpoint, datetime.now(UTC))
+            )
+
+
 def last_received(connection: Connection, endpoint: Endpoint) -> datetime | None:
-    """When the newest notification of `endpoint` came."""
+    """When the newest notification of `endpoint` came; rows of settlement files are none."""
     return connection.scalar(
         select(notifications.c.received_at)
-        .where(notifications.c.provider == endpoint.provider, notifications.c.facility == endpoint.facility)
+        .where(
+            notifications.c.provider == endpoint.provider,
+            notifications.c.facility == endpoint.facility,
+            notifications.c.event_type != SETTLEMENT_FILE,
+        )
         # Ids begin with the time of receipt.
         .order_by(notifications.c.id.desc())
         .limit(1)

@@ -525,3 +525,19 @@ def test_a_syntax_error_does_not_print_the_line(folder: Path, line: str) -> None
 
 def test_an_unknown_key_is_named_and_its_value_is_not(folder: Path) -> None:
     assert fault(folder, f'sceret = "{SECRET}"\n{FILE}') == "sceret: is not a known key."
+
+
+def test_settlement_files_of_an_endpoint(folder: Path) -> None:
+    own = 'settlement_folder = "caf"\nsettlement_headings = { Beleg = "Receipt Number" }\ncommunity_code = "ACMECOM"\n'
+    endpoint = load(folder, FILE.replace(HMAC, HMAC + own, 1)).endpoints["quickstream", "acme"]
+    assert isinstance(endpoint, QuickStreamEndpoint)
+    assert endpoint.settlement_folder == folder / "caf"
+    assert endpoint.settlement_headings == {"Beleg": "Receipt Number"}
+    assert not endpoint.settlement_split
+    wrong = {
+        'settlement_headings = { Beleg = "Quittung" }\n': "endpoint[0].settlement_headings",
+        'community_code = "A:B"\n': "endpoint[0].community_code",
+        "settlement_folder = 1\n": "endpoint[0].settlement_folder",
+    }
+    for line, key in wrong.items():
+        assert fault(folder, FILE.replace(HMAC, HMAC + line, 1)).startswith(f"{key}: ")

@@ -19,6 +19,7 @@ from workers.ledger.database import open_engine
 from workers.ledger.ledger import Ledger
 from workers.ledger.queries import Filter, reading
 from workers.ledger.tables import findings, notifications, payments, reconciliations
+from workers.reconcile.overdue import days_without_file
 from workers.reconcile.reader import Unreadable
 from workers.simulator.cash_applied import file_of
 
@@ -502,6 +503,24 @@ def test_every_run_leaves_its_record(desk: Desk, engine: Engine) -> None:
         "began_at": None,
         "counts": {"amount_differs": 1, "missing_here": 1, "row_malformed": 1},
     }
+
+
+def test_a_missing_file_is_known_on_banking_days(desk: Desk, engine: Engine) -> None:
+    def missing(now: str) -> list[str]:
+        moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
+        with reading(engine) as connection:
+            return [day.isoformat() for day in days_without_file(connection, desk.endpoint, moment)]
+
+    desk.notified("1")
+    # Who never had a file misses none.
+    assert missing("2025-03-07T14:00") == []
+    desk.reconcile([row("1")])
+    assert missing("2025-03-10T12:59") == []
+    assert missing("2025-03-10T13:00") == ["2025-03-10"]
+    desk.reconcile(b"", now=datetime(2025, 3, 10, 14, tzinfo=UTC))
+    desk.reconcile([bank_row("2", **RETURNED)], now=datetime(2025, 3, 11, 19, tzinfo=UTC))
+    assert missing("2025-03-12T14:00") == ["2025-03-11", "2025-03-12"]
+    assert missing("2025-03-30T14:00")[0] == "2025-03-17"
 
 
 def test_a_dry_run_writes_nothing(desk: Desk, engine: Engine) -> None:

@@ -161,6 +161,20 @@ def reconciled_days(connection: Connection, provider: str, facility: str, since:
     return {date.fromordinal(day) for first, last in rows for day in range(first.toordinal(), last.toordinal() + 1)}
 
 
+def empty_files(connection: Connection, provider: str, facility: str, since: datetime) -> list[datetime]:
+    """When files without rows, which cover no day, were reconciled from `since` on."""
+    rows = connection.scalars(
+        select(reconciliations.c.began_at).where(
+            reconciliations.c.provider == provider,
+            reconciliations.c.facility == facility,
+            reconciliations.c.finished_at.is_not(None),
+            reconciliations.c.rows == 0,
+            reconciliations.c.began_at >= since,
+        )
+    )
+    return list(rows)
+
+
 def first_reconciled(connection: Connection, provider: str, facility: str) -> date | None:
     """The first day of which any file was reconciled."""
     first: date | None = connection.scalar(
@@ -215,8 +229,8 @@ def payments_by_receipt(connection: Connection, provider: str, facility: str, re
     # By the receipt alone: with the endpoint beside it, SQLite prefers an index of the endpoint and reads all of it.
     found = connection.execute(
         shown.where(_among(connection, columns.receipt_number)), {"values": _values(connection, receipts)}
-    )
-    return [row for row in found if row.provider == provider and row.facility == facility]
+    ).all()
+    return [row for row in found if row[0] == provider and row[1] == facility]
 
 
 def known_keys(connection: Connection, provider: str, facility: str, keys: Sequence[str]) -> set[str]:

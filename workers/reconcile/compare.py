@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
+import msgspec
+
 from receiver.money import text_from_minor
 from receiver.notification import PaymentState
 from receiver.providers.quickstream_settlement import Row
@@ -32,8 +34,7 @@ class Kind(StrEnum):
     """The row is for another supplier business than the endpoint's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What the ledger has of the payment. Amounts are cents."""
 
     payment_id: str

@@ -10,8 +10,9 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
 
 from receiver.errors import Quarantined
 from receiver.providers.quickstream_settlement import Columns, Row, columns, is_heading, read_row
@@ -28,8 +29,7 @@ class Unreadable(Exception):
     """The file as a whole cannot be taken; the text is one sentence. Nothing of it was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One row with the number of its first line. `fault` says why it could not be read."""
 
     number: int

@@ -214,8 +214,7 @@ def known_payments(
 ) -> dict[str, Known]:
     """Payments by receipt. Where two communities have the same receipt, `community` says which is meant."""
     found: dict[str, Known] = {}
-    for row in payments_by_receipt(connection, endpoint.provider, endpoint.facility, receipts):
-        receipt = row.receipt_number
-        if receipt not in found or row.payment_id == settlement.payment_id(receipt, community or ""):
-            found[receipt] = Known(row.payment_id, row.state, row.amount, row.surcharge, row.settlement_date)
+    for _, _, receipt, *known in payments_by_receipt(connection, endpoint.provider, endpoint.facility, receipts):
+        if receipt not in found or known[0] == settlement.payment_id(receipt, community or ""):
+            found[receipt] = Known(*known)
     return found
