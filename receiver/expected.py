@@ -223,6 +223,8 @@ class HeldLimit:
         now = time.time()
         pipeline: Any = self._redis.pipeline(transaction=True)
         pipeline.zremrangebyscore(key, 0, now - HELD_WITHIN)
+        # What was counted before the clock was set back would count for longer than a day.
+        pipeline.zremrangebyscore(key, now + HELD_WITHIN, "+inf")
         pipeline.zadd(key, {notification_id: now})
         pipeline.zcard(key)
         taken = (await pipeline.execute())[-1]

@@ -80,7 +80,8 @@ def queue_state(redis: Redis) -> dict[str, Any]:
     pipeline.zrange(queue.started_job_registry.key, 0, -1)
     length, oldest, failed, waiting, started = pipeline.execute()
     beats: list[Any] = [redis.hget(key, "last_heartbeat") for key in get_keys(queue=queue, connection=redis)]
-    workers = [beat for beat in beats if beat and (now() - utcparse(beat.decode())).total_seconds() < WORKER_ALIVE]
+    # A beat from the future is one from before the clock was set back.
+    workers = [beat for beat in beats if beat and abs((now() - utcparse(beat.decode())).total_seconds()) < WORKER_ALIVE]
     return {
         "batches": length + len(waiting),
         # What waits for the ledger, or lies with a worker, is not in the queue.

@@ -23,6 +23,8 @@ _FOR_EVER = 1_000_000
 _BACK_OFF = (1, 2, 4, 8, 15, 30)
 """Seconds between tries while the ledger is away; the last one repeats."""
 _NEWER_WAITS = 60
+LONGEST_WAIT = max(*_BACK_OFF, _NEWER_WAITS)
+"""Seconds for which a job of ours is ever put off."""
 
 
 class Context:

@@ -49,6 +49,10 @@ MAINTENANCE_LOCK = "postback:maintenance"
 STUCK_AFTER = 5
 """Seconds after which a job between queue and worker is put back: its worker died in that moment."""
 LOOK_FOR_STALLED_EVERY = 5.0
+CLOCKS_DIFFER = HEARTBEAT
+"""Seconds that the clocks of two machines may be apart. Where they are further, a batch may run on both, which does no
+harm."""
+MOST_AT_ONCE = 1000
 WAIT_FOR_REDIS = 1.0
 
 _FUNCTIONS = {
@@ -111,6 +115,7 @@ class BatchWorker(SimpleWorker):
         self._upkeep = upkeep
         self._next_sign = 0.0
         self._next_look = 0.0
+        self._next_maintenance = 0.0
 
     def stop(self) -> None:
         """Asks to stop when the batch in hand is done; may be called by a signal."""
@@ -120,7 +125,8 @@ class BatchWorker(SimpleWorker):
     def should_run_maintenance_tasks(self) -> bool:
         """RQ asks before each wait for a batch, when there is none in hand: the moment to stop."""
         self._stop_if_asked()
-        return bool(super().should_run_maintenance_tasks)
+        # RQ asks the clock, which may have been set back since.
+        return time.monotonic() >= self._next_maintenance
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """At most one a second by itself: each is an fsync, and RQ gives three for a job. RQ would also let the worker
@@ -199,7 +205,7 @@ class BatchWorker(SimpleWorker):
     def run_maintenance_tasks(self) -> None:
         """One worker at a time; the lock ends by itself, as its holder may be killed."""
         self._register_again()
-        if self.connection.set(MAINTENANCE_LOCK, self.name, nx=True, ex=MAINTENANCE_EVERY):
+        if _locked(self.connection, self.name):
             queue = self.queues[0]
             _put_back_abandoned(queue)
             _put_back_stuck(queue)
@@ -209,7 +215,7 @@ class BatchWorker(SimpleWorker):
             self._wake_stalled(queue)
         if self._upkeep is not None:
             self._upkeep(self.connection, self.name)
-        self.last_cleaned_at = now()  # type: ignore[assignment]
+        self._next_maintenance = time.monotonic() + MAINTENANCE_EVERY
 
     def _wake_stalled(self, queue: Queue) -> None:
         here = jobs.context
@@ -257,11 +263,31 @@ def _fetch(queue: Queue, job_id: str) -> Job | None:
         return None
 
 
+def _locked(redis: Redis, name: str) -> bool:
+    if redis.set(MAINTENANCE_LOCK, name, nx=True, ex=MAINTENANCE_EVERY):
+        return True
+    if int(redis.pttl(MAINTENANCE_LOCK)) > MAINTENANCE_EVERY * 1000:
+        # Made before the server's clock was set back: it would last until the clock is there again.
+        redis.delete(MAINTENANCE_LOCK)
+    return False
+
+
+def _over(queue: Queue, key: str, longest: int) -> list[bytes]:
+    """Entries of a registry whose time is over. RQ writes the end of that time by the clock, and `longest` is how far
+    away it can be, in seconds: what is further away was written before the clock was set back."""
+    at = current_timestamp()
+    pipeline = queue.connection.pipeline(transaction=False)
+    pipeline.zrangebyscore(key, 0, at, start=0, num=MOST_AT_ONCE)
+    pipeline.zrangebyscore(key, f"({at + longest + CLOCKS_DIFFER}", "+inf", start=0, num=MOST_AT_ONCE)
+    over, before = pipeline.execute()
+    return [*over, *before]
+
+
 def _put_back_abandoned(queue: Queue) -> None:
     """Jobs whose worker gave no sign any more. RQ's own cleanup drops a job whose worker died between two of its steps,
     when the job says that it is queued or scheduled and is neither."""
     registry = queue.started_job_registry
-    entries: Any = queue.connection.zrangebyscore(registry.key, 0, current_timestamp())
+    entries: Any = _over(queue, registry.key, HEARTBEAT)
     for entry in entries:
         job_id = registry.parse_job_id(entry)
         job = _fetch(queue, job_id)
@@ -285,7 +311,7 @@ def _put_back_stuck(queue: Queue) -> None:
         seen = between.get_first_seen(job_id)
         if seen is None:
             between.set_first_seen(job_id)
-        elif (now() - seen).total_seconds() > STUCK_AFTER:
+        elif abs((now() - seen).total_seconds()) > STUCK_AFTER:
             job = _fetch(queue, job_id)
             pipeline = queue.connection.pipeline()
             pipeline.lrem(between.key, 1, job_id)
@@ -299,7 +325,8 @@ def _put_back_stuck(queue: Queue) -> None:
 def _enqueue_due(queue: Queue) -> None:
     """Batches whose waiting time is over. RQ's scheduler would be a child process that survives a killed worker."""
     registry = queue.scheduled_job_registry
-    for job_id in registry.get_jobs_to_schedule():
+    for entry in _over(queue, registry.key, jobs.LONGEST_WAIT):
+        job_id = entry.decode()
         job = _fetch(queue, job_id)
         pipeline = queue.connection.pipeline()
         registry.remove(job_id, pipeline=pipeline)

@@ -73,8 +73,17 @@ secure_keys = ["pz-old-key", "pz-new-key"]
 class Installation:
     """``postback up`` in a folder of its own, on a free port."""
 
-    def __init__(self, folder: Path, *, queue: str = "", store: str = "", receive: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        queue: str = "",
+        store: str = "",
+        receive: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """`queue`, `store` and `receive` are further lines of those tables."""
+        self._environment = environment
         self.folder = folder
         self.config = folder / "postback.toml"
         self.port = free_port()
@@ -98,7 +107,10 @@ class Installation:
         """Starts ``postback`` with `arguments`, ``up`` without, and waits until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command(), *(arguments or ("up",)), "--config", str(self.config)], stdout=log, stderr=log
+                [*command(), *(arguments or ("up",)), "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
             )
         self.wait_until_ready()
 
@@ -175,7 +187,7 @@ def command() -> list[str]:
 
 
 @contextmanager
-def installed(folder: Path, **tables: str) -> Iterator[Installation]:
+def installed(folder: Path, **tables: Any) -> Iterator[Installation]:
     """A ready installation; its log is printed when the test fails."""
     installation = Installation(folder, **tables)
     try:

@@ -93,7 +93,7 @@ def kill(running: Installation, role: str) -> None:
 def test_a_worker_killed_in_the_middle_of_a_batch(running: Installation, state: State) -> None:
     with locked(state.ledger_file):
         send(running, "8001")
-        eventually(lambda: state.started() == 1, 5, "a batch in hand")
+        eventually(lambda: state.started() == 1, 30, "a batch in hand")
         running.kill("work")
     began = time.monotonic()
     eventually(lambda: state.once(["8001"]), RECOVERED_WITHIN, "the batch, run again")
@@ -107,7 +107,7 @@ def test_a_worker_killed_after_its_commit_and_before_the_job_is_removed(running:
     valkey = the(running.pids("valkey"))
     with locked(state.ledger_file):
         send(running, "8011")
-        eventually(lambda: state.started() == 1, 5, "a batch in hand")
+        eventually(lambda: state.started() == 1, 30, "a batch in hand")
         os.kill(valkey, signal.SIGSTOP)
     # What the worker says after its commit reaches nobody: it ends with the server that stands still.
     eventually(lambda: state.rows(["8011"]), what="the committed row")

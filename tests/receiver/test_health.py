@@ -150,10 +150,12 @@ def test_the_state_of_the_queue(redis: Redis) -> None:
         pipeline = redis.pipeline()
         enqueue(queue, pipeline, RECORD_BATCH, new_id(now_us() - age * 1_000_000), b"sealed", "")
         pipeline.execute()
-    alive, gone = (SimpleWorker([queue], connection=redis, serializer=Serializer) for _ in range(2))
-    for worker in (alive, gone):
+    alive, gone, ahead = (SimpleWorker([queue], connection=redis, serializer=Serializer) for _ in range(3))
+    for worker in (alive, gone, ahead):
         worker.register_birth()  # type: ignore[no-untyped-call]
     redis.hset(gone.key, "last_heartbeat", "2020-01-01T00:00:00.000000Z")
+    # It died before the clock was set back.
+    redis.hset(ahead.key, "last_heartbeat", "2099-01-01T00:00:00.000000Z")
     redis.zadd(queue.failed_job_registry.key, {"a": 1})
     state = queue_state(redis)
     assert 89 < state.pop("oldest_seconds") < 120

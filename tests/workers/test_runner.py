@@ -232,6 +232,30 @@ def test_a_job_is_found_wherever_its_worker_died(
     assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
 
 
+@on_sqlite
+def test_nothing_waits_until_a_clock_that_was_set_back_has_caught_up(
+    workers: Workers, queue: Queue, redis: Redis, engine: Engine
+) -> None:
+    """What was written by the clock that was hours ahead: the maintenance's lock, when a stuck job was seen, when an
+    execution ends, and when a batch that was put off is due."""
+    ahead = 3 * 3600
+    redis.set(runner.MAINTENANCE_LOCK, "dead", ex=ahead)
+    stuck, started, put_off = (put(queue, sealed(came())) for _ in range(3))
+    popped(queue, stuck)
+    redis.set(queue.intermediate_queue.get_first_seen_key(stuck), time.time() + ahead)
+    popped_and_registered(queue, started)
+    queue.intermediate_queue.remove(started)
+    registry = queue.started_job_registry
+    entries: Any = redis.zrange(registry.key, 0, -1)
+    redis.zadd(registry.key, dict.fromkeys(entries, time.time() + ahead))
+    redis.lrem(queue.key, 1, put_off)
+    redis.zadd(queue.scheduled_job_registry.key, {put_off: time.time() + ahead})
+    workers.start()
+    eventually(lambda: counted(engine) == [(CAPTURED.dedupe_key, 3, 0)], what="all three")
+    for job_id in (stuck, started, put_off):
+        assert_gone(queue, job_id)
+
+
 def test_batches_wait_for_a_ledger_that_is_away(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
     queue = queue_of(redis)
     with ExitStack() as stack:
