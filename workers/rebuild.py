@@ -7,7 +7,6 @@ go on beside it. What was interrupted is run again.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,13 +18,14 @@ from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from receiver.errors import BodyLocked, LedgerAway, Reason
 from receiver.money import text_from_minor
-from receiver.notification import Effect, PaymentEvent, microseconds
+from receiver.notification import Effect, PaymentEvent
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.ledger import Events, PaymentKey, events_of, grouped
 from workers.ledger.revision import Columns, PaymentChange, Revision, changed, differs
 from workers.ledger.rows import Interpreted, bounded, purged
 from workers.ledger.tables import notifications, payments
 from workers.pipeline import Pipeline, takes_back
+from workers.scratch import Scratch
 
 PAGE = 250
 """Rows of one transaction: with bodies of the largest size that is accepted, 64 MiB."""
@@ -99,14 +99,14 @@ class Rebuild:
 
         Raises `LedgerAway` when the database stays away.
         """
-        with closing(_Scratch()) as scratch:
+        with closing(Scratch()) as scratch:
             yield from self._interpret_all(scratch, progress)
             yield from self._fold_all(scratch, progress)
             yield from self._make_missing(scratch)
 
     # -- notifications
 
-    def _interpret_all(self, scratch: _Scratch, progress: Callable[[str, int], None]) -> Iterator[Finding]:
+    def _interpret_all(self, scratch: Scratch, progress: Callable[[str, int], None]) -> Iterator[Finding]:
         columns = notifications.c
         for provider, facility in self._endpoints(notifications):
             here = and_(columns.provider == provider, columns.facility == facility)
@@ -122,7 +122,7 @@ class Rebuild:
                 yield from self._interpret(rows, scratch)
                 progress("notification", len(rows))
 
-    def _interpret(self, rows: Sequence[Any], scratch: _Scratch) -> Iterator[Finding]:
+    def _interpret(self, rows: Sequence[Any], scratch: Scratch) -> Iterator[Finding]:
         items: list[tuple[Any, Interpreted]] = []
         speaking: set[PaymentKey] = set()
         for row in rows:
@@ -185,7 +185,7 @@ class Rebuild:
 
     # -- payments
 
-    def _fold_all(self, scratch: _Scratch, progress: Callable[[str, int], None]) -> Iterator[Finding]:
+    def _fold_all(self, scratch: Scratch, progress: Callable[[str, int], None]) -> Iterator[Finding]:
         columns = payments.c
         for provider, facility in self._endpoints(payments):
             here = and_(columns.provider == provider, columns.facility == facility)
@@ -199,7 +199,7 @@ class Rebuild:
                 yield from self._settled(changes)
                 progress("payment", len(keys))
 
-    def _compare(self, query: Any, scratch: _Scratch) -> tuple[list[PaymentKey], list[PaymentChange]]:
+    def _compare(self, query: Any, scratch: Scratch) -> tuple[list[PaymentKey], list[PaymentChange]]:
         """A page of payments, and those of them that differ from what their events say: all of one moment."""
         with self._reading() as connection:
             rows = {(row.provider, row.facility, row.payment_id): row._asdict() for row in connection.execute(query)}
@@ -207,7 +207,7 @@ class Rebuild:
         found = [PaymentChange(key, rows[key], folded.get(key)) for key in rows]
         return list(rows), [change for change in found if changed(change.before, change.after)]
 
-    def _make_missing(self, scratch: _Scratch) -> Iterator[Finding]:
+    def _make_missing(self, scratch: Scratch) -> Iterator[Finding]:
         """Payments of which something is said, and that are not there."""
         for keys in scratch.missing(self._page):
             if self._write:
@@ -216,7 +216,7 @@ class Rebuild:
                 made = self._patiently(self._look_for, keys, scratch)
             yield from map(_changed_payment, made)
 
-    def _look_for(self, keys: Sequence[PaymentKey], scratch: _Scratch) -> list[PaymentChange]:
+    def _look_for(self, keys: Sequence[PaymentKey], scratch: Scratch) -> list[PaymentChange]:
         with self._reading() as connection:
             absent = set(keys) - _present(connection, keys)
             folded = self._ledger.folded(connection, self._events(connection, absent, scratch))
@@ -228,7 +228,7 @@ class Rebuild:
             changes = self._patiently(self._ledger.refold, keys)
         yield from map(_changed_payment, changes)
 
-    def _events(self, connection: Connection, keys: Collection[PaymentKey], scratch: _Scratch) -> Events:
+    def _events(self, connection: Connection, keys: Collection[PaymentKey], scratch: Scratch) -> Events:
         """What is stored of the payments; in a check, what would be stored."""
         return events_of(connection, keys) if self._write else scratch.instead(connection, keys)
 
@@ -267,78 +267,6 @@ class Rebuild:
             except LedgerAway:
                 time.sleep(seconds)
         return work(*args, **kwargs)
-
-
-class _Scratch:
-    """What is remembered between pages, in a temporary file that ends with the process."""
-
-    def __init__(self) -> None:
-        self._file = sqlite3.connect("", isolation_level=None)
-        self._file.executescript(
-            """
-            CREATE TABLE missing (provider, facility, payment_id, PRIMARY KEY (provider, facility, payment_id));
-            CREATE TABLE changed (id PRIMARY KEY, provider, facility, payment_id, event, received_at);
-            CREATE INDEX changed_payment ON changed (provider, facility, payment_id);
-            """
-        )
-        self._changed = 0
-
-    def close(self) -> None:
-        self._file.close()
-
-    def add_missing(self, keys: set[PaymentKey]) -> None:
-        self._file.executemany("INSERT OR IGNORE INTO missing VALUES (?, ?, ?)", keys)
-
-    def missing(self, page: int) -> Iterator[list[PaymentKey]]:
-        rows = self._file.execute("SELECT provider, facility, payment_id FROM missing")
-        while found := rows.fetchmany(page):
-            yield found
-
-    def add_changed(self, row: Any, item: Interpreted) -> None:
-        event = item.event if item.state == "processed" else None
-        says = event is not None and event.effect is not Effect.NONE and item.payment_id is not None
-        stored = (
-            *(row.id, row.provider, row.facility, item.payment_id if says else None),
-            *(msgspec.json.encode(event) if says else None, microseconds(row.received_at)),
-        )
-        self._file.execute("INSERT INTO changed VALUES (?, ?, ?, ?, ?, ?)", stored)
-        self._changed += 1
-
-    def instead(self, connection: Connection, keys: Collection[PaymentKey]) -> Events:
-        """As `events_of`, with what was found changed in place of what is stored."""
-        if not self._changed:
-            return events_of(connection, keys)
-        events: Events = {}
-        columns = notifications.c
-        for provider, facility, payment_ids in grouped(keys):
-            stored = connection.execute(
-                select(columns.id, columns.payment_id, columns.state, columns.event, columns.received_at).where(
-                    columns.provider == provider,
-                    columns.facility == facility,
-                    columns.payment_id.in_(payment_ids),
-                )
-            ).all()
-            stored = [row for row in stored if row.state == "processed"]
-            other = self._among("SELECT id FROM changed WHERE id IN", [row.id for row in stored])
-            replaced = {found[0] for found in other}
-            said = [
-                (row.payment_id, row.event, microseconds(row.received_at)) for row in stored if row.id not in replaced
-            ]
-            here = "FROM changed WHERE provider = ? AND facility = ? AND payment_id IN"
-            said += self._among(f"SELECT payment_id, event, received_at {here}", payment_ids, provider, facility)
-            for payment_id, event, received_at in said:
-                decoded = msgspec.json.decode(event, type=PaymentEvent)
-                if decoded.effect is not Effect.NONE:
-                    events.setdefault((provider, facility, payment_id), []).append((decoded, received_at))
-        return events
-
-    def _among(self, query: str, values: Sequence[str], *before: str) -> list[Any]:
-        found: list[Any] = []
-        for start in range(0, len(values), 500):
-            part = values[start : start + 500]
-            marks = ", ".join("?" * len(part))
-            found += self._file.execute(f"{query} ({marks})", (*before, *part)).fetchall()
-        return found
 
 
 def _event(row: Any) -> PaymentEvent | None:
