@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sqlalchemy import Engine, text
 
 from receiver.notification import utc
 from tests.servers import running_postgres
-from workers.ledger import database, pages, queries
+from workers import attention
+from workers.ledger import activity, database, pages, queries
 from workers.ledger.ledger import Ledger
 from workers.ledger.queries import Filter
 from workers.ledger.tables import notifications, payments
@@ -157,6 +159,14 @@ def questions(engine: Engine, count: int, now: datetime) -> Iterator[tuple[str, 
     with queries.reading(engine) as connection:
         some = pages.page_notifications(connection, Filter(limit=1)).items[0]["id"]
     yield "notifications by id", told(search=some)
+    hours = [(now - timedelta(hours=n)).replace(minute=0, second=0, microsecond=0) for n in range(24)]
+    yield (
+        "the last 24 hours of all endpoints",
+        lambda connection: [activity.of_hour(connection, hour) for hour in hours],
+    )
+    yield "what needs attention, counted", attention.counts
+    for kind in attention.Kind:
+        yield f"what needs attention: {kind.value}", partial(attention.page, kind=kind)
 
 
 def measure(engine: Engine, count: int, now: datetime) -> dict[str, float]:
@@ -175,12 +185,15 @@ def measure(engine: Engine, count: int, now: datetime) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--notifications", type=int, default=1_000_000)
-    count = parser.parse_args().notifications
+    parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one database alone")
+    arguments = parser.parse_args()
+    count = arguments.notifications
     now = datetime.now(UTC)
     results = {}
     with tempfile.TemporaryDirectory() as folder, running_postgres() as postgres_url:
         urls = {"sqlite": f"sqlite:///{Path(folder) / 'ledger.sqlite3'}", "postgresql": postgres_url}
-        for name, url in urls.items():
+        for name in [arguments.only] if arguments.only else urls:
+            url = urls[name]
             database.migrate(url)
             engine = database.open_engine(url)
             began = time.perf_counter()
@@ -188,9 +201,10 @@ def main() -> None:
             print(f"{name}: filled in {time.perf_counter() - began:.0f} s", flush=True)
             results[name] = measure(engine, count, now)
             engine.dispose()
-    width = max(map(len, results["sqlite"]))
-    for question, ms in results["sqlite"].items():
-        print(f"{question:{width}}  {ms:8.1f}  {results['postgresql'][question]:8.1f}")
+    questions_ = next(iter(results.values()))
+    width = max(map(len, questions_))
+    for question in questions_:
+        print(f"{question:{width}}" + "".join(f"  {of[question]:8.1f}" for of in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many notifications each endpoint got in each hour, counted along the primary keys, which are times."""
+"""How many notifications an endpoint got in an hour, counted along indexes that end with the id, which is a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 
+from workers.ledger.loose import combinations
 from workers.ledger.pages import first_id
 from workers.ledger.tables import notifications, repeats
 
@@ -22,12 +23,14 @@ def of_hour(connection: Connection, begins: datetime) -> Counts:
     counts: Counts = defaultdict(lambda: {"accepted": 0, "failed": 0, "duplicates": 0})
     first, after = first_id(begins), first_id(begins + HOUR)
     c = notifications.c
-    by_state = select(c.provider, c.facility, c.state, func.count()).where(c.id >= first, c.id < after)
-    for provider, facility, state, number in connection.execute(by_state.group_by(c.provider, c.facility, c.state)):
-        kind = "failed" if state in ("failed", "quarantined") else "accepted"
-        counts[provider, facility][kind] += number
+    for provider, facility, state in combinations(connection, (c.provider, c.facility, c.state)):
+        here = (c.provider == provider, c.facility == facility, c.state == state, c.id >= first, c.id < after)
+        if number := connection.scalar(select(func.count()).select_from(notifications).where(*here)):
+            kind = "failed" if state in ("failed", "quarantined") else "accepted"
+            counts[provider, facility][kind] += number
     r = repeats.c
-    again = select(r.provider, r.facility, func.count()).where(r.id >= first, r.id < after)
-    for provider, facility, number in connection.execute(again.group_by(r.provider, r.facility)):
-        counts[provider, facility]["duplicates"] += number
+    for provider, facility, conflict in combinations(connection, (r.provider, r.facility, r.conflict)):
+        here = (r.provider == provider, r.facility == facility, r.conflict == conflict, r.id >= first, r.id < after)
+        if number := connection.scalar(select(func.count()).select_from(repeats).where(*here)):
+            counts[provider, facility]["duplicates"] += number
     return dict(counts)

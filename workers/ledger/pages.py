@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, and_, or_, select,
 from receiver.errors import NotDone, Reason
 from receiver.notification import microseconds, utc
 from workers.ledger import queries
+from workers.ledger.loose import combinations
 from workers.ledger.queries import Filter
 from workers.ledger.rows import storable
 from workers.ledger.search import PaymentKey, notification_ids, payment_keys
@@ -128,40 +129,37 @@ def every_payment(connection: Connection, wanted: Filter) -> Iterator[dict[str, 
         yield queries.payment(row)
 
 
-def notification_rows(connection: Connection, wanted: Filter) -> Iterator[Row[Any]]:
-    """The rows of `every_notification`, without headers and bodies."""
+def notification_rows(connection: Connection, wanted: Filter, columns: Sequence[Any] = LISTED) -> Iterator[Row[Any]]:
+    """The rows of `every_notification`, of which only `columns` are read; `LISTED` must be among them."""
     if wanted.search:
         ids, cut = notification_ids(connection, wanted.search, SEARCHED_BY_ALL)
         _refuse(cut)
-        page: Any = partial(_notifications_among, connection, wanted, ids)
+        page: Any = partial(_notifications_among, connection, wanted, ids, columns=columns)
     else:
-        page = partial(_notifications_after, connection, wanted)
+        page = partial(_notifications_after, connection, wanted, columns=columns)
     yield from _each(page, lambda row: row.id, wanted.limit)
 
 
 def endpoints(connection: Connection, table: Table, wanted: Filter) -> list[Endpoint]:
-    """Every (provider, facility, state) of the wanted rows, by one look into an index each (a loose index scan)."""
+    """Every (provider, facility, state) of the wanted rows."""
     columns = (table.c.provider, table.c.facility, table.c.state)
-    found: list[Endpoint] = []
-    last: Endpoint = (wanted.provider or "", "", "")
-    while True:
-        row = connection.execute(
-            select(*columns).where(tuple_(*columns) > tuple_(*last)).order_by(*columns).limit(1)
-        ).first()
-        if row is None or (wanted.provider is not None and row.provider != wanted.provider):
-            return found
-        last = (row.provider, row.facility, row.state)
-        if wanted.facility in (None, row.facility) and wanted.state in (None, row.state):
-            found.append(last)
+    here = [table.c.provider == wanted.provider] if wanted.provider is not None else []
+    return [
+        (provider, facility, state)
+        for provider, facility, state in combinations(connection, columns, *here)
+        if wanted.facility in (None, facility) and wanted.state in (None, state)
+    ]
 
 
-def _notifications_after(connection: Connection, wanted: Filter, after: str | None, size: int) -> Sequence[Row[Any]]:
+def _notifications_after(
+    connection: Connection, wanted: Filter, after: str | None, size: int, columns: Sequence[Any] = LISTED
+) -> Sequence[Row[Any]]:
     """Where one index has them in their order: a walk along it. Else one for each endpoint, and the newest of all."""
     c = notifications.c
     span = _in_time(wanted)
     if after is not None:
         span.append(c.id < after)
-    newest = select(*LISTED).order_by(c.id.desc()).limit(size)
+    newest = select(*columns).order_by(c.id.desc()).limit(size)
     if not _storable(wanted):
         return []
     if (wanted.provider is None) == (wanted.facility is None) and (wanted.provider is None or wanted.state is None):
@@ -181,7 +179,12 @@ def _notifications_after(connection: Connection, wanted: Filter, after: str | No
 
 
 def _notifications_among(
-    connection: Connection, wanted: Filter, ids: set[str], after: str | None, size: int
+    connection: Connection,
+    wanted: Filter,
+    ids: set[str],
+    after: str | None,
+    size: int,
+    columns: Sequence[Any] = LISTED,
 ) -> Sequence[Row[Any]]:
     """The newest of `ids` that are wanted."""
     c = notifications.c
@@ -189,7 +192,7 @@ def _notifications_among(
     left = sorted((found for found in ids if after is None or found < after), reverse=True)
     rows: list[Row[Any]] = []
     for start in range(0, len(left), LONGEST_PAGE):
-        some = select(*LISTED).where(c.id.in_(left[start : start + LONGEST_PAGE]), *conditions)
+        some = select(*columns).where(c.id.in_(left[start : start + LONGEST_PAGE]), *conditions)
         rows += connection.execute(some.order_by(c.id.desc()).limit(size - len(rows))).all()
         if len(rows) >= size:
             break

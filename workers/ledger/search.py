@@ -7,12 +7,13 @@ text. It is compared as written, in capitals and in small letters; the middle of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, and_, or_, select
 
+from workers.ledger.loose import combinations
 from workers.ledger.rows import storable
 from workers.ledger.tables import notifications, payments, repeats
 
@@ -61,7 +62,7 @@ def _notification_ids(connection: Connection, sought: str, most: int) -> Iterato
     if _ID.fullmatch(lower):
         yield from connection.scalars(select(c.id).where(_begins(c.id, lower)).order_by(c.id.desc()).limit(most + 1))
         yield from connection.scalars(select(repeats.c.notification_id).where(repeats.c.id == lower))
-    for provider, facility in _endpoints(connection):
+    for provider, facility in combinations(connection, (c.provider, c.facility)):
         here = and_(c.provider == provider, c.facility == facility)
         for column in (c.dedupe_key, c.payment_id):
             for text in _spellings(sought):
@@ -95,21 +96,6 @@ def _payment_keys(connection: Connection, sought: str, most: int) -> Iterator[Pa
 def _keys(connection: Connection, where: ColumnElement[bool], order: Any, most: int) -> Iterator[PaymentKey]:
     for row in connection.execute(select(*_PAYMENT_KEY).where(where).order_by(order).limit(most + 1)):
         yield row.provider, row.facility, row.payment_id
-
-
-def _endpoints(connection: Connection) -> Iterable[tuple[str, str]]:
-    """Every endpoint that notifications came to, by one look into an index each."""
-    found: list[tuple[str, str]] = []
-    endpoint = (notifications.c.provider, notifications.c.facility)
-    last = ("", "")
-    while True:
-        row = connection.execute(
-            select(*endpoint).where(tuple_(*endpoint) > tuple_(*last)).order_by(*endpoint).limit(1)
-        ).first()
-        if row is None:
-            return found
-        last = (row.provider, row.facility)
-        found.append(last)
 
 
 def _spellings(text: str) -> list[str]:

@@ -163,7 +163,7 @@ payments = Table(
     # Few of many: counted by every health check.
     Index(
         "ix_payments_mismatch",
-        "updated_at",
+        *("updated_at", "provider", "facility", "payment_id"),
         postgresql_where=text("mismatch"),
         sqlite_where=text("mismatch = 1"),
     ),
