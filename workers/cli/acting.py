@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from workers.cli import options
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from receiver.settings import Settings
     from workers.attention import Attention
-    from workers.audit import Actor
+    from workers.audit import Actor, Audit
     from workers.replay import Replays
 
 
@@ -57,6 +59,14 @@ def replays_of(config: Path | None) -> Iterator[Replays]:
 def attending(config: Path | None) -> Iterator[Attention]:
     """What operators may settle."""
     from workers.attention import Attention
+
+    with audited(config) as (engine, audit):
+        yield Attention(engine, audit)
+
+
+@contextmanager
+def audited(config: Path | None) -> Iterator[tuple[Engine, Audit]]:
+    """The ledger, and the trail of what is done to it."""
     from workers.audit import Audit
     from workers.ledger.database import open_engine, url
 
@@ -65,7 +75,7 @@ def attending(config: Path | None) -> Iterator[Attention]:
     quiet()
     engine = open_engine(url(settings))
     try:
-        yield Attention(engine, Audit(settings.security.seal_keys))
+        yield engine, Audit(settings.security.seal_keys)
     finally:
         engine.dispose()
 

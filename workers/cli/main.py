@@ -27,6 +27,7 @@ from workers.cli import (
     refusals,
     replays,
     simulate,
+    watch,
 )
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.add_typer(replays.app, name="replays")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 simulate.register(app)
+watch.register(app)
 reconcile.register(app)
 
 
