@@ -19,6 +19,7 @@ from operator import itemgetter
 
 import msgspec
 
+from receiver.codes import table
 from receiver.errors import Quarantined, Reason
 from receiver.money import minor_from_text
 from receiver.notification import Effect, PaymentEvent
@@ -180,6 +181,7 @@ def read_row(values: Sequence[str], where: Columns) -> Row:
     fee = _cents(surcharge, "Surcharge Amount") if surcharge else None
     if fee is not None and fee * cents < 0:
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "Payment Amount and Surcharge Amount have different signs")
+    by_bank = _by_bank(scheme.upper(), card, bsb or account, code)
     return Row(
         receipt,
         day,
@@ -190,9 +192,9 @@ def read_row(values: Sequence[str], where: Columns) -> Row:
         fee,
         code,
         description,
-        summary,
+        summary or _summary_of(code, by_bank),
         _SCHEMES.get(scheme.upper(), scheme) if scheme.upper() not in _NO_SCHEME else "",
-        _by_bank(scheme.upper(), card, bsb or account, code),
+        by_bank,
         _created(created),
         parent,
     )
@@ -202,6 +204,12 @@ def _by_bank(scheme: str, card: str, account: str, code: str) -> bool:
     if account or card or scheme not in _NO_SCHEME:
         return bool(account) and not card
     return scheme == "UNKNOWN" or code in _BANK_CODES
+
+
+def _summary_of(code: str, by_bank: bool) -> str:
+    """Where the file has no summary code, the vendor's table says it; "" for a code that it does not have."""
+    known = table("quickstream_bank" if by_bank else "quickstream_card").get(code)
+    return known.summary if known is not None else ""
 
 
 # The same few amounts, days and minutes come again and again in a file.

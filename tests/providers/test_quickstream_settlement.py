@@ -122,6 +122,16 @@ def test_other_faults_of_a_row() -> None:
         read_row(list(row().values())[:-1], WHERE)
 
 
+@pytest.mark.parametrize(
+    ("code", "by_bank", "summary"),
+    [("00", False, "0"), ("05", False, "1"), ("QI", False, "2"), ("G", True, "0"), ("6", True, "1"), ("ZZ", False, "")],
+)
+def test_without_a_summary_code_the_table_of_codes_says_it(code: str, by_bank: bool, summary: str) -> None:
+    values = bank_row() if by_bank else row()
+    found = read_row(list((values | {"Summary Code": "", "Response Code": code}).values()), WHERE)
+    assert found.summary_code == summary
+
+
 @given(st.lists(st.text(), min_size=18, max_size=18))
 def test_any_values_are_a_row_or_one_fault(values: list[str]) -> None:
     try:
@@ -175,7 +185,7 @@ def test_a_payment_becomes_what_its_notification_says() -> None:
         (bank_row(Summary_Code="3", Response_Code="R"), Effect.FAILED),
         (refund("2", "1"), Effect.REFUNDED),
         (refund("2", "1", Summary_Code="1"), Effect.NONE),
-        (refund("2", "1", Summary_Code=""), Effect.NONE),
+        (refund("2", "1", Summary_Code="", Response_Code=""), Effect.NONE),
     ],
 )
 def test_effects(values: dict[str, str], effect: Effect) -> None:

@@ -306,6 +306,15 @@ def test_missing_in_the_file(desk: Desk, created: str, settles: str, by_bank: bo
     assert [finding.receipt_number for finding in desk.found] == ["2"] * len(missing)
 
 
+def test_what_an_earlier_file_had_with_its_own_date_is_not_missing_later(desk: Desk) -> None:
+    desk.notified("1")
+    desk.notified("2")
+    desk.notified("3", settlementDate="20250306", createdDateTime="06 Mar 2025 14:22:09")
+    thursday = [row("2", Settlement_Date="06-Mar-2025"), row("3", Settlement_Date="06-Mar-2025")]
+    assert desk.kinds(thursday) == ["settlement_date_differs"]
+    assert desk.kinds([row("1")]) == []
+
+
 def test_what_was_never_captured_is_not_missing(desk: Desk) -> None:
     desk.notified("1")
     for receipt, summary in (("2", "1"), ("3", "2"), ("4", "3")):

@@ -175,6 +175,28 @@ def empty_files(connection: Connection, provider: str, facility: str, since: dat
     return list(rows)
 
 
+def settled_on_another_day(
+    connection: Connection, endpoint: Endpoint, payment_ids: Sequence[str], since: date
+) -> set[str]:
+    """Those of the payments that an earlier file, of a day from `since` on, had with another date than the ledger."""
+    if not payment_ids:
+        return set()
+    earlier = select(reconciliations.c.id).where(
+        reconciliations.c.provider == endpoint.provider,
+        reconciliations.c.facility == endpoint.facility,
+        reconciliations.c.last_day >= since,
+    )
+    found = connection.scalars(
+        select(findings.c.payment_id).where(
+            findings.c.reconciliation_id.in_(earlier),
+            findings.c.kind == "settlement_date_differs",
+            _among(connection, findings.c.payment_id),
+        ),
+        {"values": _values(connection, payment_ids)},
+    )
+    return set(found)
+
+
 def first_reconciled(connection: Connection, provider: str, facility: str) -> date | None:
     """The first day of which any file was reconciled."""
     first: date | None = connection.scalar(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,12 +11,15 @@ from sqlalchemy import Connection
 from receiver.money import text_from_minor
 from receiver.notification import PaymentState
 from receiver.providers.quickstream import QuickStreamEndpoint
-from workers.ledger.reconciliations import merchants, paid_between
+from workers.ledger.reconciliations import merchants, paid_between, settled_on_another_day
 from workers.reconcile.calendar import cut_off_before, settles_on
 from workers.reconcile.compare import PAID, Kind
 from workers.reconcile.findings import Finding
 from workers.reconcile.seen import Seen
 from workers.reconcile.survey import Survey
+
+_MOVES_AT_MOST = timedelta(days=14)
+"""By how much a settlement date may differ between a notification and the file."""
 
 
 def paid_payments(
@@ -37,9 +40,11 @@ def missing_in_file(
         expected = [row for row in page if first <= expected_on(row) <= last and _in_these_files(row, endpoint, covers)]
         absent = seen.absent([row.receipt_number for row in expected]) if expected else set()
         missing = [row for row in expected if row.receipt_number in absent]
-        of = merchants(connection, endpoint, [row.payment_id for row in missing]) if endpoint.settlement_split else {}
+        ids = [row.payment_id for row in missing]
+        of = merchants(connection, endpoint, ids) if endpoint.settlement_split else {}
+        elsewhere = settled_on_another_day(connection, endpoint, ids, first - _MOVES_AT_MOST)
         for row in missing:
-            if of.get(row.payment_id) in (None, *covers.businesses):
+            if row.payment_id not in elsewhere and of.get(row.payment_id) in (None, *covers.businesses):
                 amount = "" if row.amount is None else f" {text_from_minor(row.amount, row.exponent)}"
                 detail = f"{row.card_scheme or 'Bank account'}{amount}, expected on {expected_on(row)}."
                 yield Finding(
