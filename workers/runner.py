@@ -6,7 +6,10 @@ told that they did not pay. All of it is set to seconds here, by overriding what
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +107,8 @@ class BatchWorker(SimpleWorker):
         serializer: Any = Serializer
         super().__init__(
             [QUEUE],
+            # `rq info` and the heartbeats show it. A pid alone comes again, in a container always.
+            name=f"work-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
             connection=redis,
             serializer=serializer,
             worker_ttl=self.worker_ttl,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from tests.live.installation import Installation, command, free_port, installed
 from tests.live.postgres import Postgres
 from tests.live.state import State, locked, stopped
 from tests.live.test_installation import ACME, FORM, notify, quickstream
-from tests.servers import eventually
+from tests.servers import eventually, redis_server
 
 RECOVERED_WITHIN = 15.0
 ANSWERED_WITHIN = 2.0
@@ -44,9 +43,29 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         yield here
 
 
+@pytest.fixture(scope="module")
+def running_on_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """The same with Debian's redis-server."""
+    folder = tmp_path_factory.mktemp("redis")
+    with redis_7(folder, "--appendonly", "yes", "--appendfsync", "always") as start:
+        start()
+        with installed(folder, queue=f'redis_url = "unix://{folder}/redis.sock"') as here:
+            yield here
+
+
 @pytest.fixture
 def state(running: Installation) -> Iterator[State]:
     """Of an installation that is well, before the test and after it."""
+    yield from watched_over(running)
+
+
+@pytest.fixture(params=["running", "running_on_redis"])
+def on_either(request: pytest.FixtureRequest) -> Iterator[State]:
+    """The same, with each of the two queue servers."""
+    yield from watched_over(request.getfixturevalue(request.param))
+
+
+def watched_over(running: Installation) -> Iterator[State]:
     here = State(running)
     eventually(lambda: well(here), 30, "a well installation")
     yield here
@@ -331,12 +350,9 @@ def not_durable(redis: Redis) -> Iterator[None]:
     ],
 )
 def test_a_queue_that_takes_nothing_is_stood_in_for_by_the_spool(
-    running: Installation,
-    state: State,
-    number: int,
-    fault: Callable[[Redis], Any],
-    told: str,
+    on_either: State, number: int, fault: Callable[[Redis], Any], told: str
 ) -> None:
+    state, running = on_either, on_either.running
     numbers = receipts(number, 8)
     redis = state.separate()
     with fault(redis):
@@ -368,7 +384,8 @@ def degraded(running: Installation, told: str = "") -> dict[str, Any]:
     return body
 
 
-def test_a_queue_that_stops_to_fsync_gets_nothing(running: Installation, state: State) -> None:
+def test_a_queue_that_stops_to_fsync_gets_nothing(on_either: State) -> None:
+    state, running = on_either, on_either.running
     redis = state.separate()
     with not_durable(redis):
         eventually(lambda: running.client.get("/readyz").status_code == 503, what="not ready")
@@ -377,6 +394,73 @@ def test_a_queue_that_stops_to_fsync_gets_nothing(running: Installation, state: 
         assert not state.rows(["8480"])
     redis.close()
     eventually(lambda: state.once(["8480"]), what="what was spooled")
+
+
+# The disk
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own at `folder`; gives a file that fills it as soon as it is written to."""
+    folder.mkdir(parents=True, mode=0o700)
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "postback-test", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system, and without one no disk can be full")
+    try:
+        yield folder / "ballast"
+    finally:
+        subprocess.run(["/bin/umount", "-l", str(folder)], check=False)
+
+
+def fill(ballast: Path) -> None:
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_full_disk_under_the_spool_is_no_200(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "var" / "spool", "2m") as ballast, installed(tmp_path) as running:
+        state = State(running)
+        eventually(lambda: well(state), 30, "a well installation")
+        with stopped(the(running.pids("valkey"))):
+            told = ["8491"]
+            assert send(running, "8491") < ANSWERED_WITHIN
+            fill(ballast)
+            # What was free inside the spool's own files is used up first.
+            while (answer := notify(running, quickstream(str(8491 + len(told))))).status_code == 200:
+                told.append(str(8491 + len(told)))
+            refused = str(8491 + len(told))
+            assert (answer.status_code, answer.json()["error"]) == (500, "not_stored")
+            eventually(lambda: running.client.get("/readyz").status_code == 503, what="not ready")
+            assert running.client.get("/readyz").json()["spool_fault"]
+            assert state.logged("spool_unfit")
+            assert state.logged("notification_not_stored")
+            ballast.unlink()
+            eventually(lambda: notify(running, quickstream("8489")).status_code == 200, what="room again")
+        eventually(lambda: well(state), 30, "a well installation")
+        assert state.once([*told, "8489"], (1, 2))
+        assert not state.rows([refused]), "nothing half-written came through"
+        assert running.run("health").returncode == 0
+        state.close()
+
+
+def test_a_full_disk_under_the_queue_is_stood_in_for_by_the_spool(tmp_path: Path) -> None:
+    """A server that cannot write its append-only file ends itself. It is started again until the disk has room."""
+    with small_disk(tmp_path / "var" / "valkey", "8m") as ballast, installed(tmp_path) as running:
+        state = State(running)
+        eventually(lambda: well(state), 30, "a well installation")
+        valkey = the(running.pids("valkey"))
+        fill(ballast)
+        numbers = receipts(8150, 20)
+        for receipt in numbers:
+            assert send(running, receipt) < ANSWERED_WITHIN
+        eventually(lambda: valkey not in running.pids("valkey"), what="the end of the server")
+        assert degraded(running)["spool_batches"] > 0
+        ballast.unlink()
+        eventually(lambda: well(state), 30, "a well installation")
+        assert state.once(numbers)
+        assert state.failed() == 0
+        state.close()
 
 
 # What cannot be opened
@@ -407,10 +491,9 @@ def test_a_batch_with_a_wrong_seal_is_set_aside_for_ever(running: Installation, 
         text = running.config.read_text()
         running.config.write_text(text.replace('seal_keys = ["', 'seal_keys = ["somebody else\'s key", "'))
         kill(running, "work")
-        rq = [str(Path(sys.executable).with_name("rq")), "requeue", "--queue", "notifications", "--all"]
         options = ["--url", url(state.settings), "--serializer", "receiver.connection.Serializer"]
         assert state.failed() == 1
-        assert subprocess.run([*rq, *options], capture_output=True, timeout=60).returncode == 0
+        assert rq("requeue", "--queue", "notifications", "--all", *options).returncode == 0
         eventually(lambda: state.once(["8501"]), what="the batch that was set aside")
     finally:
         state.forget(job)
@@ -430,6 +513,28 @@ def test_a_batch_of_a_newer_version_waits(running: Installation, state: State) -
         assert json.loads(running.run("health").stdout)["redis"]["batches"] == 1
     finally:
         state.forget(job)
+
+
+def test_rqs_own_tools_show_what_waits(running: Installation, state: State) -> None:
+    """`rq info` names the queue, each worker by machine and process, and what a job holds."""
+    address = ["--url", url(state.settings)]
+    with locked(state.ledger_file):
+        send(running, "8530")
+        eventually(lambda: state.started() == 1, 30, "a batch in hand")
+        send(running, "8531")
+        (waiting,) = eventually(state.queue.get_jobs, what="a batch in the queue")
+        assert waiting.description == "1 notification: quickstream/acme 1"
+        done = rq("info", *address, "--serializer", "receiver.connection.Serializer", "--raw")
+        assert done.returncode == 0, done.stderr
+        assert "queue notifications 1" in done.stdout
+        pid = the(running.pids("work"))
+        assert f"worker work-{socket.gethostname()}-{pid}-" in done.stdout
+    eventually(lambda: state.once(["8530", "8531"]), 30, "both")
+
+
+def rq(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = str(Path(sys.executable).with_name("rq"))
+    return subprocess.run([script, *arguments], capture_output=True, text=True, timeout=60)
 
 
 # The ledger
@@ -463,7 +568,7 @@ def test_postgresql_stopped_and_started_again(tmp_path: Path) -> None:
                 numbers = receipts(8701, 5)
                 for receipt in numbers:
                     assert send(running, receipt) < ANSWERED_WITHIN
-                eventually(lambda: state.logged("ledger_away"), 20, "a worker without a ledger")
+                eventually(lambda: state.logged("ledger_away"), 45, "a worker without a ledger")
                 assert json.loads(running.run("health").stdout)["database"]["status"] == "away"
                 # Also one that is killed meanwhile finds its batch again.
                 kill(running, "work")
@@ -496,11 +601,9 @@ def postgres(folder: Path) -> Iterator[Postgres]:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def redis_7(folder: Path, *options: str) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Gives what starts it; it is killed at the end."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed")
+    binary = redis_server()
     processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
@@ -528,7 +631,7 @@ def redis_server(folder: Path, *options: str) -> Iterator[Callable[[], subproces
 
 
 def test_redis_7_killed_and_started_again(tmp_path: Path) -> None:
-    with redis_server(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as start:
+    with redis_7(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as start:
         server = start()
         with installed(tmp_path, queue=f'redis_url = "unix://{tmp_path}/redis.sock"') as running:
             state = State(running)
@@ -558,7 +661,7 @@ def test_redis_7_killed_and_started_again(tmp_path: Path) -> None:
     ],
 )
 def test_redis_7_that_does_not_fsync_is_refused(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
-    with redis_server(tmp_path, *options) as start:
+    with redis_7(tmp_path, *options) as start:
         start()
         here = Installation(tmp_path, queue=f'redis_url = "unix://{tmp_path}/redis.sock"')
         try:

@@ -20,7 +20,7 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import JobStatus
 from rq.utils import current_timestamp
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Connection, Engine, event, make_url
 
 from receiver import expected, settings
 from receiver.connection import QUEUE, Serializer
@@ -42,6 +42,7 @@ CASUAL = recorded("debitsuccess", "casual_payment")
 SEALS = {purpose: Seal(secrets("seal-old", "seal-new"), purpose) for purpose in ("batch", "expectation", "returns")}
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 def came() -> Envelope:
@@ -422,6 +423,36 @@ def test_waits_longer_each_time_that_the_ledger_is_away(
     database.migrate(database_url)
     burst()
     assert_gone(queue, job_id)
+
+
+@on_postgresql
+@pytest.mark.parametrize(("code", "name"), [("40P01", "DeadlockDetected"), ("40001", "SerializationFailure")])
+def test_a_transaction_that_the_database_breaks_off_is_done_again(
+    queue: Queue, redis: Redis, ledger: Ledger, burst: Burst, monkeypatch: pytest.MonkeyPatch, code: str, name: str
+) -> None:
+    """PostgreSQL itself says so, once, in the middle of the batch."""
+    engine, broken = ledger.engine, 0
+    said: list[str] = []
+    monkeypatch.setattr(jobs.log, "warning", lambda event, **fields: said.append(f"{event} {fields.get('error')}"))
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def break_off(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        nonlocal broken
+        if "INSERT INTO payments" in statement and not broken:
+            broken += 1
+            cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'broken off' USING ERRCODE = '{code}'; END $$")
+
+    job_id = put(queue, sealed(came(), came()))
+    burst()
+    assert (broken, rows(engine, notifications)) == (1, []), "nothing of it was written"
+    assert said == [f"ledger_away {name}: broken off"]
+    assert queue.scheduled_job_registry.get_job_ids() == [job_id]
+    redis.zadd(queue.scheduled_job_registry.key, {job_id: 1})
+    redis.delete(runner.MAINTENANCE_LOCK)
+    burst()
+    assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
+    assert queue.failed_job_registry.get_job_ids() == []
 
 
 @on_sqlite
