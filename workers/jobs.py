@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
+from redis import Redis
 from rq import Queue, Retry, get_current_job
 from rq.job import Job
 
@@ -52,6 +53,13 @@ context: Context | None = None
 
 def record_batch(sealed: bytes) -> Retry | None:
     return _run(lambda here: here.pipeline.process(sealed))
+
+
+def record_together(batches: Sequence[bytes], redis: Redis) -> None:
+    """Several batches in one transaction. Raises what a single one would have been judged by: then nothing of them was
+    recorded, and each is to be tried alone."""
+    assert context is not None
+    _forget_released(context.pipeline.process(*batches), redis)
 
 
 def record_expectation(sealed: bytes) -> Retry | None:
@@ -118,9 +126,13 @@ def _run(work: Callable[[Context], Recorded]) -> Retry | None:
         return Retry(max=_FOR_EVER, interval=_NEWER_WAITS)
     except SealBroken as broken:
         raise _set_aside(job) from broken
-    for provider, facility, notification_id in recorded.released:
-        expected.forget_held(job.connection, provider, facility, [notification_id])
+    _forget_released(recorded, job.connection)
     return None
+
+
+def _forget_released(recorded: Recorded, redis: Redis) -> None:
+    for provider, facility, notification_id in recorded.released:
+        expected.forget_held(redis, provider, facility, [notification_id])
 
 
 def _set_aside(job: Job) -> BatchError:

@@ -35,9 +35,10 @@ class Pipeline:
         self._ledger = ledger
         self._seal = seal
 
-    def process(self, sealed: bytes) -> Recorded:
-        """Raises `BatchError` for a batch that cannot be opened, `LedgerAway` while the database is away."""
-        envelopes = open_batch(sealed, self._seal)  # 9 open
+    def process(self, *sealed: bytes) -> Recorded:
+        """Batches, in one transaction. Raises `BatchError` for one that cannot be opened, `LedgerAway` while the
+        database is away."""
+        envelopes = [envelope for batch in sealed for envelope in open_batch(batch, self._seal)]  # 9 open
         return self.record(envelopes)
 
     def record(self, envelopes: Sequence[Envelope]) -> Recorded:

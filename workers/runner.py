@@ -11,7 +11,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from redis import Redis
@@ -23,14 +24,14 @@ from rq.job import Job, JobStatus
 from rq.job_lifecycle import record_job_failure
 from rq.registry import StartedJobRegistry
 from rq.results import Result
-from rq.timeouts import UnixSignalDeathPenalty
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from rq.utils import current_timestamp, now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer, connect
-from receiver.inbox import KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RECORD_RETURNS, RESULT_TTL
+from receiver.inbox import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RECORD_EXPECTATION, RECORD_RETURNS, RESULT_TTL
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
@@ -49,6 +50,9 @@ counts each delivery once."""
 SIGN_EVERY = 1.0
 MAINTENANCE_EVERY = 2
 MAINTENANCE_LOCK = "postback:maintenance"
+TURN_JOBS = 16
+TURN_BYTES = 256 << 10
+"""At most so many batches, and about so many bytes in them, are recorded in one transaction."""
 STUCK_AFTER = 5
 """Seconds after which a job between queue and worker is put back: its worker died in that moment."""
 LOOK_FOR_STALLED_EVERY = 5.0
@@ -159,21 +163,92 @@ class BatchWorker(SimpleWorker):
         if time.monotonic() >= self._next_sign:
             super().check_for_suspension(burst)
 
-    def prepare_execution(self, job: Job) -> Execution:
-        """All that is written before the work, in one round trip; RQ makes two of it."""
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Behind a queue, several batches in one turn: a transaction and RQ's books cost as much for few notifications
+        as for many. What fails together is tried one by one, as RQ does it."""
+        turn = [job, *self._company(job, queue)]
+        executions = self._prepare(turn)
+        if len(turn) == 1 or not self._perform_together(turn, executions):
+            self._perform_each(turn, executions, queue)
+        self.set_state(WorkerStatus.IDLE)
+
+    def _company(self, first: Job, queue: Queue) -> list[Job]:
+        """The batches behind `first` that fit into its turn, which are moved as RQ moves a job that it takes: one that
+        is lost in between is found by the maintenance."""
+        room = min(TURN_JOBS, TURN_BYTES // max(len(first.data), 1)) if _is_batch(first) else 0
+        if room < 2:
+            return []
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for _ in range(room - 1):
+                pipeline.lmove(queue.key, queue.intermediate_queue_key)
+            ids = [moved.decode() for moved in pipeline.execute() if moved]
+        company = [job for job in takewhile(_is_batch, self._readable(ids)) if job is not None]
+        if left := ids[len(company) :]:
+            with self.connection.pipeline() as pipeline:
+                for job_id in reversed(left):
+                    pipeline.lpush(queue.key, job_id)
+                    pipeline.lrem(queue.intermediate_queue_key, 1, job_id)
+                pipeline.execute()
+        return company
+
+    def _readable(self, ids: Sequence[str]) -> Sequence[Job | None]:
+        """None of them when one cannot be read: taken alone, it comes to the one who looks after such jobs."""
+        try:
+            return self.job_class.fetch_many(ids, self.connection, self.serializer) if ids else []
+        except (RedisError, OSError):
+            raise
+        except Exception:
+            return []
+
+    def _perform_together(self, turn: Sequence[Job], executions: Sequence[Execution]) -> bool:
+        started_at = now()
+        try:
+            with Alarm(JOB_TIMEOUT, JobTimeoutException):  # type: ignore[no-untyped-call]
+                jobs.record_together([job.args[0] for job in turn], self.connection)
+        except (Exception, BatchTooSlow) as error:
+            log.warning("turn_split", batches=len(turn), error=type(error).__name__)
+            return False
+        ended_at = now()
         with self.connection.pipeline() as pipeline:
-            execution = Execution.create(job, HEARTBEAT, pipeline, worker_name=self.name)
-            self.executions[execution.id] = execution
-            self.set_state(WorkerStatus.BUSY)
-            job.heartbeat(now(), HEARTBEAT, pipeline=pipeline)
-            job.prepare_for_execution(self.name, pipeline=pipeline)
-            pipeline.persist(job.key)
-            pipeline.lrem(self.queues[0].intermediate_queue_key, 1, job.id)
+            for job, execution in zip(turn, executions, strict=True):
+                job.started_at, job.ended_at = started_at, ended_at
+                self._finish(job, execution, pipeline)
             pipeline.execute()
-        return execution
+        return True
+
+    def _perform_each(self, turn: Sequence[Job], executions: Sequence[Execution], queue: Queue) -> None:
+        for position, (job, execution) in enumerate(zip(turn, executions, strict=True)):
+            if position and jobs.context is not None and jobs.context.ledger_away:
+                # Those behind it would find the ledger away as well: they wait where they were.
+                self._put_back(turn[position:], executions[position:], queue)
+                break
+            self.perform_job(job, queue, execution)
+
+    def _put_back(self, turn: Sequence[Job], executions: Sequence[Execution], queue: Queue) -> None:
+        with self.connection.pipeline() as pipeline:
+            for job, execution in reversed(list(zip(turn, executions, strict=True))):
+                self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+                queue._enqueue_job(job, pipeline=pipeline, at_front=True)
+            pipeline.execute()
+
+    def _prepare(self, turn: Sequence[Job]) -> list[Execution]:
+        """All that is written before the work, in one round trip; RQ makes two of it for each job."""
+        executions = []
+        with self.connection.pipeline() as pipeline:
+            for job in turn:
+                execution = Execution.create(job, HEARTBEAT, pipeline, worker_name=self.name)
+                executions.append(execution)
+                self.executions[execution.id] = execution
+                job.heartbeat(now(), HEARTBEAT, pipeline=pipeline)
+                job.prepare_for_execution(self.name, pipeline=pipeline)
+                pipeline.persist(job.key)
+                pipeline.lrem(self.queues[0].intermediate_queue_key, 1, job.id)
+            pipeline.execute()
+        self.set_state(WorkerStatus.BUSY)
+        return executions
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
-        """Done with `prepare_execution`."""
+        """Done with `_prepare`."""
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         job.ended_at = now()
@@ -181,19 +256,22 @@ class BatchWorker(SimpleWorker):
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
     ) -> None:
-        """All that is written after the work, in one round trip. No job of ours has dependents or repeats."""
+        with self.connection.pipeline() as pipeline:
+            self._finish(job, execution, pipeline)
+            pipeline.execute()
+
+    def _finish(self, job: Job, execution: Execution, pipeline: Any) -> None:
+        """All that is written after the work, for one round trip. No job of ours has dependents or repeats."""
         assert job.started_at is not None
         assert job.ended_at is not None
-        with self.connection.pipeline() as pipeline:
-            self.increment_successful_job_count(pipeline=pipeline)
-            self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
-            pipeline.hset(job.key, "status", JobStatus.FINISHED)
-            # Not 0: RQ would then look for the executions of the job, and stumble over those of a killed worker.
-            job.cleanup(RESULT_TTL, pipeline=pipeline, remove_from_queue=False)
-            # Of earlier tries that found the ledger away: RQ would keep it as long as a failure, which is for ever.
-            pipeline.delete(Result.get_key(job.id))  # type: ignore[no-untyped-call]
-            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
-            pipeline.execute()
+        self.increment_successful_job_count(pipeline=pipeline)
+        self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
+        pipeline.hset(job.key, "status", JobStatus.FINISHED)
+        # Not 0: RQ would then look for the executions of the job, and stumble over those of a killed worker.
+        job.cleanup(RESULT_TTL, pipeline=pipeline, remove_from_queue=False)
+        # Of earlier tries that found the ledger away: RQ would keep it as long as a failure, which is for ever.
+        pipeline.delete(Result.get_key(job.id))  # type: ignore[no-untyped-call]
+        self.cleanup_execution(job, pipeline=pipeline, execution=execution)
 
     def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
         return HEARTBEAT
@@ -254,6 +332,14 @@ class BatchWorker(SimpleWorker):
     def _stop_if_asked(self) -> None:
         if self._stop_requested:
             raise StopRequested
+
+
+def _is_batch(job: Job | None) -> bool:
+    try:
+        return job is not None and job.func_name == RECORD_BATCH and len(job.args) == 1
+    except Exception:
+        # Taken alone, it comes to the one who looks after jobs that cannot be read.
+        return False
 
 
 def _fetch(queue: Queue, job_id: str) -> Job | None:

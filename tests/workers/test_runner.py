@@ -145,21 +145,28 @@ def test_records_a_batch_and_leaves_nothing_behind(
     assert worker.exitcode == 0
 
 
-def test_the_batch_of_a_killed_worker_is_recorded_once_by_another(
+def test_the_batches_of_a_killed_worker_are_recorded_once_by_another(
     workers: Workers, queue: Queue, engine: Engine, database_url: str
 ) -> None:
     first = workers.start()
+    assert first.pid is not None
+    assert_gone(queue, put(queue, sealed(came())))
+    # Two that are there when it looks are one turn of it.
+    os.kill(first.pid, signal.SIGSTOP)
+    both = [put(queue, sealed(came(), came())) for _ in range(2)]
     with held_up(database_url):
-        job_id = put(queue, sealed(came(), came()))
-        eventually(lambda: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")
+        os.kill(first.pid, signal.SIGCONT)
+        for job_id in both:
+            eventually(lambda job_id=job_id: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")  # type: ignore[misc]
         first.kill()
         first.join(10)
     killed_at = time.monotonic()
     workers.start()
-    eventually(lambda: rows(engine, notifications), what="the batch")
+    eventually(lambda: counted(engine) == [(CAPTURED.dedupe_key, 5, 0)], what="both batches")
     assert time.monotonic() - killed_at < 15
-    assert_gone(queue, job_id)
-    assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
+    for job_id in both:
+        assert_gone(queue, job_id)
+    assert counted(engine) == [(CAPTURED.dedupe_key, 5, 0)]
 
 
 @on_sqlite
@@ -272,7 +279,7 @@ def test_batches_wait_for_a_ledger_that_is_away(redis: Redis, valkey_server: Val
         first, second = (put(queue, sealed(came())) for _ in range(2))
         eventually(lambda: status(queue, first) == JobStatus.SCHEDULED, what="another try")
         # The worker waits for the ledger before it takes the next: it could only be put back.
-        assert status(queue, second) == JobStatus.QUEUED
+        eventually(lambda: status(queue, second) == JobStatus.QUEUED, what="the second batch back in the queue")
         tried = queue.fetch_job(first)
         assert tried is not None
         assert (tried.number_of_retries, tried.retries_left) == (1, RETRIES.max)
@@ -314,8 +321,8 @@ def test_sigterm_finishes_the_batch_in_hand(workers: Workers, queue: Queue, engi
     worker = workers.start()
     with held_up(database_url):
         job_id = put(queue, sealed(came()))
-        left = put(queue, sealed(came()))
         eventually(lambda: status(queue, job_id) == JobStatus.STARTED, what="the start of the job")
+        left = put(queue, sealed(came()))
         worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
@@ -343,6 +350,82 @@ def burst(redis: Redis, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 Burst = Callable[[], runner.BatchWorker]
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notifications in each transaction of the ledger."""
+    seen: list[int] = []
+    record = Ledger.record
+
+    def counting(self: Ledger, batch: Any, judge: Any = None) -> Any:
+        seen.append(len(batch))
+        return record(self, batch, judge)
+
+    monkeypatch.setattr(Ledger, "record", counting)
+    return seen
+
+
+@on_sqlite
+def test_batches_that_wait_together_are_recorded_together(
+    queue: Queue, engine: Engine, burst: Burst, transactions: list[int]
+) -> None:
+    all_jobs = [put(queue, sealed(came(), came())) for _ in range(runner.TURN_JOBS + 3)]
+    worker = burst()
+    assert transactions == [2 * runner.TURN_JOBS, 6]
+    assert counted(engine) == [(CAPTURED.dedupe_key, 2 * len(all_jobs), 0)]
+    assert int(queue.connection.hget(worker.key, "successful_job_count") or 0) in (0, len(all_jobs))
+    for job_id in all_jobs:
+        assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_a_full_batch_is_recorded_alone(queue: Queue, burst: Burst, transactions: list[int]) -> None:
+    large = envelope("large", body=b"x" * runner.TURN_BYTES)
+    jobs_of_both = [put(queue, sealed(large)), put(queue, sealed(came()))]
+    burst()
+    assert transactions == [1, 1]
+    for job_id in jobs_of_both:
+        assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_other_jobs_keep_their_place_behind_a_turn(
+    queue: Queue, engine: Engine, burst: Burst, transactions: list[int]
+) -> None:
+    seen = BrowserReturn(
+        id=new_id(now_us()),
+        provider="quickstream",
+        facility="acme",
+        returned_at=now_us(),
+        digest="a digest",
+        outcome=ReturnOutcome.APPROVED,
+        verified=True,
+    )
+    message = SEALS["returns"].seal(msgspec.msgpack.encode([seen]))
+    order = [
+        put(queue, sealed(came())),
+        put(queue, sealed(came())),
+        put(queue, message, RECORD_RETURNS),
+        put(queue, sealed(came())),
+    ]
+    burst()
+    assert transactions == [2, 1]
+    assert len(rows(engine, browser_returns)) == 1
+    for job_id in order:
+        assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_one_batch_that_cannot_be_opened_does_not_hold_up_its_turn(queue: Queue, engine: Engine, burst: Burst) -> None:
+    good = [put(queue, sealed(came())) for _ in range(2)]
+    broken = put(queue, b"not sealed by anybody")
+    good += [put(queue, sealed(came())) for _ in range(2)]
+    burst()
+    assert counted(engine) == [(CAPTURED.dedupe_key, 4, 0)]
+    assert queue.failed_job_registry.get_job_ids() == [broken]
+    assert queue.get_job_ids() == queue.intermediate_queue.get_job_ids() == []
+    eventually(lambda: all(queue.fetch_job(job_id) is None for job_id in good), what="the removal of the others")
 
 
 @on_sqlite
