@@ -20,6 +20,7 @@ from receiver.errors import LedgerAway, NotDone
 from receiver.providers import PROVIDERS
 from receiver.settings import Settings, networks
 from receiver.source import TrustedProxies
+from workers.attention import Attention
 from workers.audit import Audit
 from workers.console import monitoring, pages
 from workers.console.activity import Activity
@@ -44,6 +45,7 @@ def build(settings: Settings) -> ASGIApp:
     """It starts although Redis and the ledger are away, and says so. Raises `ConfigurationError`."""
     console = settings.console
     engine, redis = open_engine(url(settings)), connect(settings)
+    audit = Audit(settings.security.seal_keys)
     site = Site(
         settings=settings,
         engine=engine,
@@ -53,7 +55,8 @@ def build(settings: Settings) -> ASGIApp:
         ended=Ended(engine),
         guesses=Guesses(operator.name for operator in settings.security.operators),
         proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
-        audit=Audit(settings.security.seal_keys),
+        audit=audit,
+        attention=Attention(engine, audit),
         bodies=Bodies(settings.security.body_keys),
         replays=open_replays(settings),
         activity=Activity(engine, redis, list(settings.endpoints)),

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from receiver.errors import Refused
 from receiver.settings import Role, Settings
 from receiver.source import Address, TrustedProxies
+from workers.attention import Attention
 from workers.audit import Actor, Audit
 from workers.console import headers
 from workers.console.activity import Activity
@@ -62,6 +63,7 @@ class Site:
     proxies: TrustedProxies
     bodies: Bodies
     audit: Audit
+    attention: Attention
     replays: Replays
     activity: Activity
     health: Health

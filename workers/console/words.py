@@ -39,10 +39,19 @@ MENU = (
     ("/notifications", "Notifications"),
     ("/payments", "Payments"),
     ("/refused", "Refused"),
+    ("/attention", "Needs attention"),
     ("/replays", "Replays"),
     ("/reconciliations", "Reconciliations"),
     ("/audit", "Audit"),
 )
+
+KINDS: dict[str, str] = {
+    "failed": "Failed",
+    "quarantined": "Quarantined",
+    "held": "Held",
+    "conflict": "Conflicts",
+    "mismatch": "Not as expected",
+}
 
 REPLAY: dict[str, Word] = {
     "waiting": Word("wait", "A second operator must approve it before anything is done."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from receiver.settings import Role
-from workers.console.pages import audit, notifications, overview, payments, reconciliations, refused, replays
+from workers.console.pages import attention, audit, notifications, overview, payments, reconciliations, refused, replays
 from workers.console.site import form, page
 
 
@@ -17,6 +17,9 @@ def routes() -> list[Route]:
         page("/payments", payments.listed),
         page("/payments/{provider}/{facility}", payments.shown),
         page("/refused", refused.listed),
+        page("/attention", attention.listed),
+        form("/attention/settle", attention.settled, Role.OPERATOR),
+        form("/attention/reopen", attention.reopened, Role.OPERATOR),
         page("/replays", replays.listed),
         page("/replays/new", replays.tried, Role.OPERATOR),
         form("/replays", replays.asked_for, Role.OPERATOR),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Connection
 from starlette.responses import Response
 
 from receiver.money import text_from_minor
+from workers import attention
+from workers.attention import Kind
 from workers.console import compare, words
 from workers.console.asking import asked, wanted
 from workers.console.site import Trouble, Visit
@@ -30,6 +33,7 @@ def shown(visit: Visit) -> Response:
         if found is None:
             raise Trouble(404, "There is no such notification", "No notification and no repeat has this id.")
         replayed = replays.of_notification(connection, found["id"])
+        open_ = _open(connection, found)
         payment = details.payment_alone(connection, found["provider"], found["facility"], found["payment_id"])
     conflicts = [
         {**repeat, "rows": compare.side_by_side(found["body"] or "", repeat["body"] or "")}
@@ -42,7 +46,23 @@ def shown(visit: Visit) -> Response:
         payment=payment,
         conflicts=conflicts,
         timeline=_timeline(found, replayed),
+        made=_made(found["event"]),
+        open=open_,
     )
+
+
+def _open(connection: Connection, found: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Why it needs attention, each with how it was settled; None while it is not."""
+    kinds = [kind for kind in (Kind.FAILED, Kind.QUARANTINED, Kind.HELD) if kind == found["state"]]
+    kinds += [Kind.CONFLICT] if found["conflicts"] else []
+    conflicts = [each["received_at"] for each in found["repeats"] if each["kind"] == "conflict"]
+    open_: dict[str, dict[str, Any] | None] = {}
+    for kind in kinds:
+        known = attention.of(connection, kind, found["provider"], found["facility"], found["id"])
+        # A conflict that came after it was settled needs attention again.
+        again = known is not None and kind is Kind.CONFLICT and any(at > known["at"] for at in conflicts)
+        open_[kind.value] = None if again else known
+    return open_
 
 
 def _made(event: dict[str, Any] | None) -> list[tuple[str, Any]]:
