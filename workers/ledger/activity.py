@@ -29,8 +29,10 @@ def of_hour(connection: Connection, begins: datetime) -> Counts:
             kind = "failed" if state in ("failed", "quarantined") else "accepted"
             counts[provider, facility][kind] += number
     r = repeats.c
-    for provider, facility, conflict in combinations(connection, (r.provider, r.facility, r.conflict)):
-        here = (r.provider == provider, r.facility == facility, r.conflict == conflict, r.id >= first, r.id < after)
+    for provider, facility in combinations(connection, (r.provider, r.facility)):
+        # Both kinds are named for the index, which has them before the id.
+        kinds = r.conflict.in_((False, True))
+        here = (r.provider == provider, r.facility == facility, kinds, r.id >= first, r.id < after)
         if number := connection.scalar(select(func.count()).select_from(repeats).where(*here)):
             counts[provider, facility]["duplicates"] += number
     return dict(counts)
