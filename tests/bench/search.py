@@ -162,7 +162,7 @@ def questions(engine: Engine, count: int, now: datetime) -> Iterator[tuple[str, 
     hours = [(now - timedelta(hours=n)).replace(minute=0, second=0, microsecond=0) for n in range(24)]
     yield (
         "the last 24 hours of all endpoints",
-        lambda connection: [activity.of_hour(connection, hour) for hour in hours],
+        partial(activity.of_hours, starts=hours),
     )
     yield "what needs attention, counted", attention.counts
     for kind in attention.Kind:

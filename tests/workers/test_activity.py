@@ -27,8 +27,11 @@ def test_each_hour_counts_what_came_in_it(ledger: Ledger) -> None:
     ledger.record([processed("a", said, id=new_id(now)), processed("a", said, id=new_id(now), fingerprint="f2")])
     ledger.record([processed("b", said, id=new_id(now), facility="other"), processed("old", said, id=new_id(before))])
     with queries.reading(ledger.engine) as connection:
-        counts = activity.of_hour(connection, begins)
-        assert activity.of_hour(connection, begins + timedelta(hours=2)) == {}
+        later = begins + timedelta(hours=2)
+        hours = activity.of_hours(connection, [begins, later])
+        counts = hours[begins]
+        assert hours[later] == activity.of_hours(connection, [later])[later] == {}
+        assert activity.of_hours(connection, []) == {}
     assert counts == {
         ("checkout", "main"): {"accepted": 1, "failed": 2, "duplicates": 2},
         ("checkout", "other"): {"accepted": 1, "failed": 0, "duplicates": 1},

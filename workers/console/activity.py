@@ -46,12 +46,13 @@ class Activity:
     def _counted(self, starts: Sequence[datetime]) -> dict[datetime, Counts]:
         now = time.monotonic()
         kept: dict[datetime, tuple[float, Counts]] = {}
-        with queries.reading(self._engine) as connection:
-            for start in starts:
-                known = self._hours.get(start)
-                if known is None or start in starts[-2:] or now - known[0] > _COUNTED_AGAIN:
-                    known = now, activity.of_hour(connection, start)
+        for start in starts[:-2]:
+            known = self._hours.get(start)
+            if known is not None and now - known[0] <= _COUNTED_AGAIN:
                 kept[start] = known
+        with queries.reading(self._engine) as connection:
+            counted = activity.of_hours(connection, [start for start in starts if start not in kept])
+        kept |= {start: (now, counts) for start, counts in counted.items()}
         self._hours = kept
         return {start: counts for start, (_, counts) in kept.items()}
 

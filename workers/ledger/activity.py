@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Column, ColumnElement, Connection, func, select
 
 from workers.ledger.loose import combinations
 from workers.ledger.pages import first_id
@@ -15,24 +16,40 @@ Endpoint = tuple[str, str]
 Counts = dict[Endpoint, dict[str, int]]
 """By endpoint: ``accepted``, ``failed`` (of which nothing came) and ``duplicates`` (conflicts included)."""
 
+KINDS = ("accepted", "failed", "duplicates")
 HOUR = timedelta(hours=1)
 
 
-def of_hour(connection: Connection, begins: datetime) -> Counts:
-    """What came in the hour from `begins`."""
-    counts: Counts = defaultdict(lambda: {"accepted": 0, "failed": 0, "duplicates": 0})
-    first, after = first_id(begins), first_id(begins + HOUR)
-    c = notifications.c
-    for provider, facility, state in combinations(connection, (c.provider, c.facility, c.state)):
-        here = (c.provider == provider, c.facility == facility, c.state == state, c.id >= first, c.id < after)
-        if number := connection.scalar(select(func.count()).select_from(notifications).where(*here)):
-            kind = "failed" if state in ("failed", "quarantined") else "accepted"
-            counts[provider, facility][kind] += number
-    r = repeats.c
+def of_hours(connection: Connection, starts: Sequence[datetime]) -> dict[datetime, Counts]:
+    """What came in each hour that begins at one of `starts`: one question for each endpoint and state."""
+    found: dict[datetime, Counts] = {start: defaultdict(lambda: dict.fromkeys(KINDS, 0)) for start in starts}
+    n, r = notifications.c, repeats.c
+    for provider, facility, state in combinations(connection, (n.provider, n.facility, n.state)):
+        kind = "failed" if state in ("failed", "quarantined") else "accepted"
+        here = (n.provider == provider, n.facility == facility, n.state == state)
+        for start, number in _counted(connection, n.id, here, starts):
+            found[start][provider, facility][kind] += number
     for provider, facility in combinations(connection, (r.provider, r.facility)):
         # Both kinds are named for the index, which has them before the id.
-        kinds = r.conflict.in_((False, True))
-        here = (r.provider == provider, r.facility == facility, kinds, r.id >= first, r.id < after)
-        if number := connection.scalar(select(func.count()).select_from(repeats).where(*here)):
-            counts[provider, facility]["duplicates"] += number
-    return dict(counts)
+        here = (r.provider == provider, r.facility == facility, r.conflict.in_((False, True)))
+        for start, number in _counted(connection, r.id, here, starts):
+            found[start][provider, facility]["duplicates"] += number
+    return {start: dict(counts) for start, counts in found.items()}
+
+
+def _counted(
+    connection: Connection, key: Column[str], here: Sequence[ColumnElement[bool]], starts: Sequence[datetime]
+) -> list[tuple[datetime, int]]:
+    """The hours that have any."""
+    if not starts:
+        return []
+    hours = [
+        select(func.count())
+        .select_from(key.table)
+        .where(*here, key >= first_id(start), key < first_id(start + HOUR))
+        .scalar_subquery()
+        .label(f"hour{number}")
+        for number, start in enumerate(starts)
+    ]
+    row = connection.execute(select(*hours)).one()
+    return [(start, number) for start, number in zip(starts, row, strict=True) if number]
