@@ -39,6 +39,7 @@ from workers.rerun import CHUNK, Outcome, Result, counted, rerun
 log = logs.get("workers.replay_runner")
 
 RUN_REPLAY = "workers.jobs.run_replay"
+SMALLEST_CHUNK = 50
 LARGEST_CHUNK = 1000
 CHUNK_SECONDS = 0.2
 """What a chunk should take at most: live notifications wait so long."""
@@ -82,7 +83,8 @@ class ReplayRunner:
             now = time.monotonic()
             self._next = max(self._next, began) + count / self._per_second
             if now - began > CHUNK_SECONDS:
-                self._size = max(1, self._size // 2)
+                # What a chunk costs by itself would count too much in smaller ones.
+                self._size = max(min(SMALLEST_CHUNK, self._largest), self._size // 2)
             elif now - began < CHUNK_SECONDS / 4:
                 self._size = min(self._size * 2, self._largest)
             if now > ends or live_waits():
