@@ -25,6 +25,7 @@ class Renderer:
         self._environment = Environment(
             loader=FileSystemLoader(FOLDER / "templates"),
             autoescape=True,
+            finalize=_shown,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -53,6 +54,11 @@ class Renderer:
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self._environment.get_template(template).render(values), status)
+
+
+def _shown(value: Any) -> Any:
+    """Whatever a template writes: no text of a sender's turns the direction of the page."""
+    return visible(value, kept="\n\t") if type(value) is str else value
 
 
 def when(moment: datetime | date | None) -> Markup:

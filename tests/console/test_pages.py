@@ -1,0 +1,158 @@
+"""The pages over HTTP: what is asked for and does not exist, cannot be meant, or was written by somebody else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from receiver.notification import new_id, now_us
+from tests.console.conftest import Browser
+from tests.workers.material import envelope, event, processed
+from workers.ledger.ledger import Interpreted, Ledger
+
+EVIL = "<script>alert(1)</script>\u202e\x07"
+
+
+@pytest.fixture
+def filled(browser: Browser) -> Browser:
+    """Sixty notifications of as many payments, one in conflict, one that failed; the operator is signed in."""
+    ledger = Ledger(browser.site.engine)
+    for number in range(60):
+        ledger.record(
+            [processed(f"k{number}", event(payment_id=f"p{number}", custom={EVIL: EVIL}), id=new_id(now_us()))]
+        )
+    ledger.record([processed("k0", event(payment_id="p0"), id=new_id(now_us()), fingerprint="f2", body=b'{"a":1}')])
+    failed = envelope("bad", id=new_id(now_us()), event_type=EVIL, body=EVIL.encode())
+    ledger.record([Interpreted(failed, "failed", "interpretation_failed", EVIL)])
+    browser.sign_in("oscar")
+    return browser
+
+
+def following(page: Any) -> str:
+    """Where the link to the next part of a list leads."""
+    _, _, rest = page.text.partition('rel="next" href="')
+    return str(rest.partition('"')[0].replace("&amp;", "&"))
+
+
+@pytest.mark.parametrize(("path", "rows"), [("/notifications", 61), ("/payments", 60)])
+def test_every_row_is_on_one_page(filled: Browser, path: str, rows: int) -> None:
+    links: list[str] = []
+    where = path
+    while where:
+        page = filled.get(where)
+        assert page.status_code == 200
+        links += [part.partition('"')[0] for part in page.text.split('<th scope="row"')[1:]]
+        where = following(page)
+    assert len(links) == rows
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/notifications/none", 404),
+        ("/notifications/%00", 404),
+        ("/payments/checkout/main?id=none", 404),
+        ("/payments/checkout/main", 404),
+        ("/payments/nobody/main?id=p1", 404),
+        ("/payments/checkout/main?id=%00", 404),
+        ("/replays/none", 404),
+        ("/replays/%00", 404),
+        ("/replays/new", 400),
+        ("/replays/new?id=none", 404),
+        ("/replays/new?state=held", 400),
+        ("/replays?state=none", 400),
+        ("/replays/x?outcome=none", 400),
+        ("/reconciliations/none", 404),
+        ("/reconciliations/%00", 404),
+        ("/attention?kind=none", 400),
+        ("/attention?kind=failed&after=x", 400),
+        ("/notifications?after=x", 400),
+        ("/notifications?after=%00", 400),
+        ("/payments?after=%F0%9F%92%A9", 400),
+        ("/audit?after=x", 400),
+        ("/audit?after=%C2%B2", 400),
+        ("/audit?after=99999999999999999999", 400),
+        ("/notifications?state=none", 400),
+        ("/payments?state=processed", 400),
+        ("/notifications?endpoint=none/x", 400),
+        ("/notifications?since=yesterday", 400),
+        ("/notifications?until=0000-00-00", 400),
+        ("/notifications?until=9999-12-31", 400),
+        ("/notifications?search=" + "x" * 201, 400),
+        ("/notifications?search=%00", 200),
+        ("/notifications?search=%25_'--", 200),
+        ("/notifications?endpoint=checkout/%3Cscript%3E", 200),
+        ("/notifications?since=2026-11-24&until=2026-11-24T10:00", 200),
+        ("/refused?reason=none", 400),
+        ("/refused?endpoint=%3Cscript%3E", 200),
+        ("/audit?operator=%00&subject=%00", 200),
+    ],
+)
+def test_what_does_not_exist_or_cannot_be_meant(filled: Browser, path: str, status: int) -> None:
+    page = filled.get(path)
+    assert page.status_code == status
+    assert "A fault of ours" not in page.text
+    assert "<script" not in page.text
+
+
+def test_what_a_sender_wrote_is_text(filled: Browser) -> None:
+    page = filled.get("/notifications?state=failed")
+    link = page.text.partition('<th scope="row"><a href="')[2].partition('"')[0]
+    for path in (link, "/notifications", "/payments/checkout/main?id=p3", f"/replays/new?id={link.rpartition('/')[2]}"):
+        shown = filled.get(path)
+        assert shown.status_code == 200, path
+        assert "&lt;script&gt;" in shown.text or path.startswith("/replays")
+        assert "<script" not in shown.text
+        assert not {"\u202e", "\x07"} & set(shown.text), "neither a turned direction nor a bell"
+
+
+def test_conflicts_stand_side_by_side(filled: Browser) -> None:
+    page = filled.get("/notifications?search=k0")
+    link = page.text.partition('<th scope="row"><a href="')[2].partition('"')[0]
+    shown = filled.get(link)
+    assert "Conflict of" in shown.text
+    assert shown.text.count('class="differs"') >= 1
+
+
+def test_a_replay_is_refused_without_a_reason_and_with_one_is_asked_for(filled: Browser) -> None:
+    page = filled.get("/notifications?state=failed")
+    id_ = page.text.partition('href="/notifications/')[2].partition('"')[0]
+    token = filled.token()
+    refused = filled.post("/replays", {"token": token, "id": id_, "reason": " "})
+    assert refused.status_code == 400
+    assert "A reason is needed" in refused.text
+    asked = filled.post("/replays", {"token": token, "id": id_, "reason": "mended"})
+    assert asked.status_code == 303
+    where = asked.headers["location"]
+    running = filled.get(where)
+    assert running.headers["refresh"] == f"2; url={where}?live=1"
+    assert "refresh" not in filled.get(f"{where}?still=1").headers
+    again = filled.post("/replays", {"token": token, "id": id_, "reason": "mended"})
+    assert again.status_code == 409
+    assert where.rpartition("/")[2] in again.text
+    assert filled.post(f"{where}/pause", {"token": token}).status_code == 303
+    assert "refresh" not in filled.get(where).headers
+    assert filled.post(f"{where}/pause", {"token": token}).status_code == 409
+    assert filled.post(f"{where}/cancel", {"token": token, "reason": ""}).status_code == 400
+    assert filled.post(f"{where}/cancel", {"token": token, "reason": "no more"}).status_code == 303
+    assert filled.post(f"{where}/approve", {"token": token, "reason": "x"}).status_code == 403, (
+        "an operator approves none"
+    )
+
+
+def test_settling(filled: Browser) -> None:
+    page = filled.get("/attention?kind=failed")
+    subject = page.text.partition('name="subject" value="')[2].partition('"')[0]
+    given = {"token": filled.token(), "kind": "failed", "subject": subject}
+    assert filled.post("/attention/settle", {**given, "reason": "x"}).status_code == 400
+    assert filled.post("/attention/settle", {**given, "verdict": "resolved", "reason": ""}).status_code == 400
+    assert filled.post("/attention/settle", {**given, "subject": "x", "verdict": "ignored"}).status_code == 400
+    unknown = {**given, "subject": "checkout/main/none", "verdict": "ignored", "reason": "x"}
+    assert filled.post("/attention/settle", unknown).status_code == 404
+    done = filled.post("/attention/settle", {**given, "verdict": "ignored", "reason": "a test", "back": "//evil"})
+    assert (done.status_code, done.headers["location"]) == (303, "/")
+    assert filled.post("/attention/settle", {**given, "verdict": "ignored", "reason": "a test"}).status_code == 409
+    assert "a test" in filled.get("/attention?kind=failed&settled=1").text
+    reopened = filled.post("/attention/reopen", {**given, "reason": "not yet"})
+    assert reopened.headers["location"] == "/attention?kind=failed"
