@@ -38,9 +38,6 @@ _XML = etree.XMLParser(
 )
 
 
-_NESTED = etree.XPath("boolean(*/*)")
-
-
 class Fields:
     """Named text values of a form or a flat XML document.
 
@@ -116,15 +113,21 @@ def xml(body: bytes) -> tuple[str, Fields]:
         raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     if len(root) > MAX_FIELDS:
         raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
-    if _NESTED(root):
-        for child in root:
-            if len(child) and any(text and not text.isspace() for text in (child.text, *(each.tail for each in child))):
-                # "1<x/>00.00" would read as 1.
-                raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
-    pairs = [(child.tag, child.text or "") for child in root]
-    if any("}" in tag for tag, _ in pairs):
-        pairs = [(_local_name(tag), value) for tag, value in pairs]
+    children = [(child.tag, child.text or "", len(child)) for child in root]
+    pairs = [(tag, text) for tag, text, _ in children]
+    if [nested for _, _, nested in children if nested]:
+        _require_no_mixture(root)
+    if "}" in "".join([tag for tag, _ in pairs]):
+        pairs = [(_local_name(tag), text) for tag, text in pairs]
     return _local_name(root.tag), Fields(pairs)
+
+
+def _require_no_mixture(root: Any) -> None:
+    """Raises `Quarantined` for text beside elements: "1<x/>00.00" would read as 1."""
+    for child in root:
+        texts = (child.text, *(inner.tail for inner in child))
+        if len(child) and any(text and not text.isspace() for text in texts):
+            raise Quarantined(Reason.UNREADABLE_BODY, "the XML mixes text and elements")
 
 
 def _local_name(tag: str) -> str:
