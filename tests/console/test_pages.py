@@ -136,6 +136,13 @@ def test_a_replay_is_refused_without_a_reason_and_with_one_is_asked_for(filled: 
     assert filled.post(f"{where}/pause", {"token": token}).status_code == 409
     assert filled.post(f"{where}/cancel", {"token": token, "reason": ""}).status_code == 400
     assert filled.post(f"{where}/cancel", {"token": token, "reason": "no more"}).status_code == 303
+    cancelled = filled.get(where)
+    assert "The replay was cancelled before its turn." in cancelled.text
+    by_search = filled.post("/replays", {"token": token, "state": "failed", "reason": "all of them"})
+    shown = filled.get(by_search.headers["location"])
+    assert shown.status_code == 200
+    assert "state <strong>failed</strong>" in shown.text
+    assert filled.get("/replays").status_code == 200
     assert filled.post(f"{where}/approve", {"token": token, "reason": "x"}).status_code == 403, (
         "an operator approves none"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from receiver.errors import NotDone
@@ -11,10 +12,12 @@ from workers.console.asking import Asked, asked, wanted
 from workers.console.site import Trouble, Visit, redirect
 from workers.ledger import queries, replays
 from workers.ledger.replays import State
-from workers.replay import Chosen
-from workers.rerun import Outcome
+from workers.replay import Chosen, Preview
+from workers.rerun import Outcome, Result
 
 SHOWN = 50
+_NO_RESULT: dict[str, Any] = dict.fromkeys(Result.__struct_fields__)
+"""What was cancelled before its turn has none."""
 REFRESH = 2
 """Seconds between two looks at a replay that runs."""
 
@@ -37,7 +40,7 @@ def tried(visit: Visit) -> Response:
     if not ids and not ask.anything:
         raise Trouble(400, "Nothing is chosen", "Mark some notifications in the list, or search for those to replay.")
     preview = visit.site.replays.preview(_chosen(ids, ask), SHOWN)
-    return visit.page("replay_new.html", preview=preview, ids=ids, ask=ask, refused="", reason="")
+    return _preview(visit, preview, ids, ask)
 
 
 def asked_for(visit: Visit) -> Response:
@@ -48,8 +51,7 @@ def asked_for(visit: Visit) -> Response:
         created = visit.site.replays.create(visit.actor, chosen, visit.given("reason"))
     except NotDone as refusal:
         preview = visit.site.replays.preview(chosen, SHOWN)
-        values = {"preview": preview, "ids": ids, "ask": ask, "reason": visit.given("reason")}
-        return visit.page("replay_new.html", refusal.status, refused=refusal.detail, **values)
+        return _preview(visit, preview, ids, ask, refusal.detail, refusal.status)
     return redirect(f"/replays/{created['id']}")
 
 
@@ -64,7 +66,7 @@ def shown(visit: Visit) -> Response:
     live = replay["state"] == State.RUNNING and not visit.asked("still")
     values: dict[str, Any] = {
         "replay": replay,
-        "results": results[:SHOWN],
+        "results": [_NO_RESULT | each for each in results[:SHOWN]],
         "more": results[SHOWN - 1]["notification_id"] if len(results) > SHOWN else None,
         "outcome": outcome,
         "live": live,
@@ -90,6 +92,14 @@ def resumed(visit: Visit) -> Response:
 
 def cancelled(visit: Visit) -> Response:
     return _changed(visit, visit.site.replays.cancel)
+
+
+def _preview(
+    visit: Visit, preview: Preview, ids: tuple[str, ...], ask: Asked, refused: str = "", status: int = 200
+) -> Response:
+    results = [msgspec.to_builtins(each) for each in preview.results]
+    values = {"ids": ids, "ask": ask, "refused": refused, "reason": visit.given("reason")}
+    return visit.page("replay_new.html", status, preview=preview, results=results, **values)
 
 
 def _changed(visit: Visit, change: Any) -> Response:
