@@ -163,3 +163,13 @@ def test_settling(filled: Browser) -> None:
     assert "a test" in filled.get("/attention?kind=failed&settled=1").text
     reopened = filled.post("/attention/reopen", {**given, "reason": "not yet"})
     assert reopened.headers["location"] == "/attention?kind=failed"
+
+
+def test_amounts_keep_their_spaces(browser: Browser) -> None:
+    said = event(payment_id="p1", amount=123456789, currency="EUR", exponent=2)
+    Ledger(browser.site.engine).record([processed("k", said, id=new_id(now_us()))])
+    browser.sign_in("vera")
+    for path in ("/payments", "/payments/checkout/main?id=p1"):
+        page = browser.get(path)
+        assert "1\u202f234\u202f567.89\u00a0EUR" in page.text
+        assert "\N{REPLACEMENT CHARACTER}" not in page.text

@@ -17,6 +17,8 @@ from receiver.providers import PROVIDERS
 from workers.console import charts, words
 
 FOLDER = Path(__file__).parent
+# Amounts are written with the two that do not break.
+_SPACES = "\n\t\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
 
 
 class Renderer:
@@ -58,7 +60,7 @@ class Renderer:
 
 def _shown(value: Any) -> Any:
     """Whatever a template writes: no text of a sender's turns the direction of the page."""
-    return visible(value, kept="\n\t") if type(value) is str else value
+    return visible(value, kept=_SPACES) if type(value) is str else value
 
 
 def when(moment: datetime | date | None) -> Markup:
