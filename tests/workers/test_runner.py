@@ -32,7 +32,7 @@ from tests.servers import Valkey, eventually, running_postgres, running_valkey
 from tests.support import EXPECTED_CASUAL, recorded, secrets
 from tests.workers import material
 from tests.workers.material import counted, crash, delivered, envelope, held_up, only_payment, rows, sealed, start_again
-from workers import jobs, runner
+from workers import jobs, maintenance, runner
 from workers.ledger import database
 from workers.ledger.ledger import Ledger
 from workers.ledger.tables import browser_returns, notifications
@@ -209,7 +209,7 @@ def popped_and_registered(queue: Queue, job_id: str) -> None:
     job = queue.fetch_job(job_id)
     assert job is not None
     with queue.connection.pipeline() as pipeline:
-        Execution.create(job, runner.HEARTBEAT, pipeline=pipeline, worker_name="dead")
+        Execution.create(job, maintenance.HEARTBEAT, pipeline=pipeline, worker_name="dead")
         pipeline.execute()
 
 
@@ -228,7 +228,7 @@ def test_a_job_is_found_wherever_its_worker_died(
     workers: Workers, queue: Queue, redis: Redis, engine: Engine, died: Callable[[Queue, str], None]
 ) -> None:
     # The dead one also held the lock of the maintenance, and RQ's own, which lasts a quarter of an hour.
-    redis.set(runner.MAINTENANCE_LOCK, "dead", ex=runner.MAINTENANCE_EVERY)
+    redis.set(maintenance.MAINTENANCE_LOCK, "dead", ex=maintenance.MAINTENANCE_EVERY)
     assert queue.acquire_maintenance_lock()
     job_id = put(queue, sealed(came()))
     died(queue, job_id)
@@ -247,7 +247,7 @@ def test_nothing_waits_until_a_clock_that_was_set_back_has_caught_up(
     """What was written by the clock that was hours ahead: the maintenance's lock, when a stuck job was seen, when an
     execution ends, and when a batch that was put off is due."""
     ahead = 3 * 3600
-    redis.set(runner.MAINTENANCE_LOCK, "dead", ex=ahead)
+    redis.set(maintenance.MAINTENANCE_LOCK, "dead", ex=ahead)
     stuck, started, put_off = (put(queue, sealed(came())) for _ in range(3))
     popped(queue, stuck)
     redis.set(queue.intermediate_queue.get_first_seen_key(stuck), time.time() + ahead)
@@ -502,7 +502,7 @@ def test_waits_longer_each_time_that_the_ledger_is_away(
         assert isinstance(due, float)
         assert abs(due - current_timestamp() - pause) <= 1
         redis.zadd(queue.scheduled_job_registry.key, {job_id: 1})
-        redis.delete(runner.MAINTENANCE_LOCK)
+        redis.delete(maintenance.MAINTENANCE_LOCK)
     database.migrate(database_url)
     burst()
     assert_gone(queue, job_id)
@@ -531,7 +531,7 @@ def test_a_transaction_that_the_database_breaks_off_is_done_again(
     assert said == [f"ledger_away {name}: broken off"]
     assert queue.scheduled_job_registry.get_job_ids() == [job_id]
     redis.zadd(queue.scheduled_job_registry.key, {job_id: 1})
-    redis.delete(runner.MAINTENANCE_LOCK)
+    redis.delete(maintenance.MAINTENANCE_LOCK)
     burst()
     assert_gone(queue, job_id)
     assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
@@ -565,7 +565,7 @@ def test_a_batch_that_takes_too_long_is_interrupted_and_tried_again(
     assert logged == []
     assert rows(engine, notifications) == []
     queue.connection.zadd(queue.scheduled_job_registry.key, {"slow": 1})
-    queue.connection.delete(runner.MAINTENANCE_LOCK)
+    queue.connection.delete(maintenance.MAINTENANCE_LOCK)
     burst()
     assert_gone(queue, "slow")
     assert counted(engine) == [(CAPTURED.dedupe_key, 2, 0)]
@@ -591,7 +591,7 @@ def test_nothing_is_put_back_that_is_over_or_gone(queue: Queue, redis: Redis, bu
     redis.rpush(queue.intermediate_queue.key, "gone")
     redis.set(queue.intermediate_queue.get_first_seen_key("gone"), 1.0)
     redis.zadd(queue.scheduled_job_registry.key, {"gone": 1})
-    redis.delete(runner.MAINTENANCE_LOCK)
+    redis.delete(maintenance.MAINTENANCE_LOCK)
     burst()
     assert status(queue, job_id) == JobStatus.FAILED
     for key in (queue.started_job_registry.key, queue.scheduled_job_registry.key, queue.intermediate_queue.key):
@@ -609,7 +609,7 @@ def test_a_job_that_cannot_be_read_stops_nobody(queue: Queue, redis: Redis, engi
     redis.zadd(queue.scheduled_job_registry.key, {unreadable[2]: 1})
     burst()
     redis.set(queue.intermediate_queue.get_first_seen_key(unreadable[0]), 1.0)
-    redis.delete(runner.MAINTENANCE_LOCK)
+    redis.delete(maintenance.MAINTENANCE_LOCK)
     good = put(queue, sealed(came()))
     burst()
     assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
@@ -664,7 +664,7 @@ def test_a_worker_is_counted_while_it_works_and_when_its_key_was_lost(redis: Red
     worker.register_birth()  # type: ignore[no-untyped-call]
     with redis.pipeline() as pipeline:
         # As before each job, whose own sign of life lasts seconds.
-        worker.heartbeat(runner.HEARTBEAT, pipeline=pipeline)
+        worker.heartbeat(maintenance.HEARTBEAT, pipeline=pipeline)
         pipeline.execute()
     assert isinstance(remaining := redis.ttl(worker.key), int)
     assert remaining > JOB_TIMEOUT
@@ -684,8 +684,8 @@ def test_the_maintenance_lock_ends_by_itself(redis: Redis, ledger: Ledger) -> No
     worker = runner.BatchWorker(redis, ledger)
     worker.register_birth()  # type: ignore[no-untyped-call]
     worker.run_maintenance_tasks()
-    assert isinstance(remaining := redis.pttl(runner.MAINTENANCE_LOCK), int)
-    assert 0 < remaining <= runner.MAINTENANCE_EVERY * 1000
+    assert isinstance(remaining := redis.pttl(maintenance.MAINTENANCE_LOCK), int)
+    assert 0 < remaining <= maintenance.MAINTENANCE_EVERY * 1000
 
 
 @on_sqlite
