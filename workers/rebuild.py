@@ -94,6 +94,12 @@ class Rebuild:
             ]
         return found[0] or 0, found[1] or 0
 
+    def purged(self) -> int:
+        """Of how many notifications the raw body is gone, so that what was read of it counts."""
+        with self._reading() as connection:
+            gone = select(func.count()).select_from(notifications).where(notifications.c.purged_at.is_not(None))
+            return connection.scalar(gone.where(*self._within(notifications))) or 0
+
     def findings(self, progress: Callable[[str, int], None] = lambda kind, count: None) -> Iterator[Finding]:
         """All that is different, as it is found; `progress` is told how many more of each kind were looked at.
 

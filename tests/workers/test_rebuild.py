@@ -461,6 +461,13 @@ def test_the_command_checks_and_puts_right(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout == "2 notifications interpreted again, 2 payments folded again.\nNothing differs.\n"
 
+    change(engine, update(notifications).values(body=b"", purged_at=material.MOMENT))
+    checked = command(config, "--check")
+    assert checked.returncode == 0
+    assert checked.stdout.startswith(
+        "The raw bodies of 2 notifications were purged; what was read of them before counts.\n"
+    )
+
     change(engine, update(payments).values(amount=1))
     checked = command(config, "--check", "--json")
     found = [json.loads(line) for line in checked.stdout.splitlines()]

@@ -115,6 +115,20 @@ def test_a_payment_that_only_the_file_has_exists_from_then_on(desk: Desk, engine
     assert '"line":"3"' in entry.headers
 
 
+def test_an_entry_holds_no_card_number_and_keeps_what_tells_payments_apart(desk: Desk, engine: Engine) -> None:
+    typed, receipt = "4111 1111 1111 1111", "5555555555554444"
+    desk.notified("1")
+    desk.reconcile([row("1"), row(receipt, Customer_Reference_Number=typed)])
+    entry = next(each for each in rows(engine, notifications) if each.event_type == "settlement_file")
+    assert typed.encode() not in entry.body
+    assert b"4111 11** **** 1111" in entry.body
+    payment = next(each for each in rows(engine, payments) if each.receipt_number == receipt)
+    assert (payment.payment_id, payment.customer_reference) == (f"ACMECOMM:{receipt}", "4111 11** **** 1111")
+    # Nor does the same file tell anything new.
+    desk.found.clear()
+    assert desk.reconcile([row("1"), row(receipt, Customer_Reference_Number=typed)]).entered == 0
+
+
 def test_repeating_a_file_changes_nothing(desk: Desk, engine: Engine) -> None:
     desk.notified("1")
     desk.debited("2")

@@ -80,6 +80,8 @@ def _told(run: Rebuild, check: bool, as_json: bool) -> int:
     if not as_json:
         if first:
             output.table(first, _COLUMNS, empty="")
+        if gone := run.purged():
+            print(f"The raw bodies of {gone} notifications were purged; what was read of them before counts.")
         for sentence in _summary(of, differing, kept, written, check, len(first)):
             print(sentence)
     return differing - written
