@@ -137,8 +137,18 @@ async def _report(load: Load, faults: Faults, place: Place) -> None:
         _say(
             f"{loop.time() - began:.0f} s: {counts.notifications} notifications, {counts.sent} sent,"
             f" {counts.acknowledged} acknowledged, {counts.gave_up} given up, {faults.counts.total()} faults;"
-            f" {_uses(measure(place), None)}; {await asyncio.to_thread(place.unfinished) or 'Valkey does not answer'}"
+            f" {await _state(place)}"
         )
+
+
+async def _state(place: Place) -> str:
+    """Of the processes and of what is under way. At any moment one of them may have just been killed: that is no
+    reason to stop reporting."""
+    try:
+        uses = _uses(measure(place), None)
+        return f"{uses}; {await asyncio.to_thread(place.unfinished) or 'Valkey does not answer'}"
+    except Exception as error:
+        return f"not measured: {type(error).__name__}: {error}"
 
 
 def _uses(before: dict[str, Use], after: dict[str, Use] | None) -> str:
