@@ -61,6 +61,15 @@ class Reason(StrEnum):
     SECOND_OPERATOR_NEEDED = "second_operator_needed"
     STATE_CHANGED = "state_changed"
 
+    UNKNOWN_PAGE = "unknown_page"
+    PARAMETER_REFUSED = "parameter_refused"
+    MEDIA_TYPE_REFUSED = "media_type_refused"
+    ROLE_REFUSED = "role_refused"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    LEDGER_AWAY = "ledger_away"
+    REDIS_AWAY = "redis_away"
+    FAULT = "fault"
+
 
 STATUS_OF: dict[Reason, int] = {
     Reason.UNKNOWN_ENDPOINT: 404,
@@ -85,6 +94,14 @@ STATUS_OF: dict[Reason, int] = {
     Reason.ALREADY_IN_REPLAY: 409,
     Reason.SECOND_OPERATOR_NEEDED: 409,
     Reason.STATE_CHANGED: 409,
+    Reason.UNKNOWN_PAGE: 404,
+    Reason.PARAMETER_REFUSED: 400,
+    Reason.MEDIA_TYPE_REFUSED: 415,
+    Reason.ROLE_REFUSED: 403,
+    Reason.IDEMPOTENCY_KEY_REUSED: 422,
+    Reason.LEDGER_AWAY: 503,
+    Reason.REDIS_AWAY: 503,
+    Reason.FAULT: 500,
     Reason.QUERY_TOO_LONG: 414,
     Reason.RETURNS_FULL: 429,
 }

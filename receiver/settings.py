@@ -45,6 +45,8 @@ LARGEST_BODY = 4 << 20
 
 SHORTEST_RESULT_KEY = 32
 """Characters: every customer has a result to try out a short one on."""
+SHORTEST_CLIENT_KEY = 32
+"""Characters: the API does not slow down whoever tries out short ones."""
 SHORTEST_BODY_KEY = 32
 """Characters: whoever has a copy of the ledger can try out a short one for as long as they like."""
 
@@ -142,12 +144,23 @@ class Operator(_Section, frozen=True):
     role: Role = Role.VIEWER
 
 
+class ApiClient(_Section, frozen=True):
+    """A program that asks the console's API, by a key of its own."""
+
+    name: str
+    key: Secret
+    role: Role = Role.VIEWER
+
+
 class Security(_Section, frozen=True):
     seal_keys: tuple[Secret, ...]
     body_keys: tuple[Secret, ...] = ()
     """Encrypt raw bodies in the ledger; without one they are stored plain."""
     operators: tuple[Operator, ...] = ()
     api_keys: tuple[Secret, ...] = ()
+    """The entries that are secrets: they register what is expected at the receiver, and open nothing else."""
+    api_clients: tuple[ApiClient, ...] = ()
+    """The entries of `api_keys` that are tables ``{ name, key, role }``: they ask the console's API."""
 
 
 class Settings(_Section, frozen=True):
@@ -205,18 +218,41 @@ def read(document: dict[str, Any], folder: Path) -> Settings:
     endpoints = document.get("endpoint", [])
     if not isinstance(endpoints, list):
         raise ConfigurationError("endpoint: write each one as [[endpoint]].")
+    document, clients = _clients(document, convert)
     try:
         settings = msgspec.convert({**document, "endpoint": []}, Settings, dec_hook=convert)
     except msgspec.ValidationError as error:
         raise ConfigurationError(_explain(error, "")) from None
     settings = msgspec.structs.replace(
         settings,
+        security=msgspec.structs.replace(settings.security, api_clients=clients),
         # The default is relative; what was read is not any more.
         data_dir=(folder / settings.data_dir).resolve(),
         endpoint=tuple(_endpoint(entry, index, endpoint_types, convert) for index, entry in enumerate(endpoints)),
     )
     _check(settings)
     return settings
+
+
+def _clients(document: dict[str, Any], convert: Any) -> tuple[dict[str, Any], tuple[ApiClient, ...]]:
+    """The tables among `security.api_keys`, and the document without them."""
+    security = document.get("security")
+    if not isinstance(security, dict):
+        return document, ()
+    if "api_clients" in security:
+        raise ConfigurationError("security.api_clients: is not a known key.")
+    keys = security.get("api_keys")
+    if not isinstance(keys, list):
+        return document, ()
+    clients = []
+    for index, entry in enumerate(keys):
+        if isinstance(entry, dict):
+            try:
+                clients.append(msgspec.convert(entry, ApiClient, dec_hook=convert))
+            except msgspec.ValidationError as error:
+                raise ConfigurationError(_explain(error, f"security.api_keys[{index}]")) from None
+    secrets = [entry for entry in keys if not isinstance(entry, dict)]
+    return {**document, "security": {**security, "api_keys": secrets}}, tuple(clients)
 
 
 def _endpoint(entry: Any, index: int, kinds: Any, convert: Any) -> Endpoint:
@@ -260,6 +296,7 @@ def _check(settings: Settings) -> None:
     _check_proxies(settings.receive.trusted_proxies, "receive.trusted_proxies")
     _check_console(settings.console)
     _check_operators(settings)
+    _check_clients(settings.security)
     seen: set[str] = set()
     for index, endpoint in enumerate(settings.endpoint):
         place = f"endpoint[{index}]"
@@ -338,6 +375,28 @@ def _check_operators(settings: Settings) -> None:
                 raise ConfigurationError(f"{place}.password_hash: is missing; `postback operator add` makes one.")
         elif not _PASSWORD_HASH.fullmatch(operator.password_hash.reveal()):
             raise ConfigurationError(f"{place}.password_hash: is no scrypt or argon2id hash; see `postback operator`.")
+
+
+def _check_clients(security: Security) -> None:
+    """Each has a name and a key of its own, so that the audit trail says who it was."""
+    names = {operator.name.lower() for operator in security.operators}
+    keys = {key.reveal() for key in security.api_keys}
+    for client in security.api_clients:
+        place = "security.api_keys"
+        if not OPERATOR_NAME.fullmatch(client.name):
+            raise ConfigurationError(f"{place}.name: use letters, digits, '@', '.', '_', '+' and '-' only.")
+        place = f"{place} of {client.name}"
+        if client.name.lower() in names:
+            raise ConfigurationError(f"{place}: the name is the same as another key's or an operator's.")
+        if len(client.key.reveal()) < SHORTEST_CLIENT_KEY:
+            raise ConfigurationError(
+                f"{place}: the key must have at least {SHORTEST_CLIENT_KEY} characters, as `openssl rand -hex 32`"
+                " makes them."
+            )
+        if client.key.reveal() in keys:
+            raise ConfigurationError(f"{place}: the key is the same as another one.")
+        names.add(client.name.lower())
+        keys.add(client.key.reveal())
 
 
 def is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ from workers.attention import Attention
 from workers.audit import Audit
 from workers.console import monitoring, pages
 from workers.console.activity import Activity
+from workers.console.api import routes as api
 from workers.console.guessing import Guesses
 from workers.console.headers import Guard
 from workers.console.health import Health
@@ -76,6 +77,7 @@ def build(settings: Settings) -> ASGIApp:
             *monitoring.ROUTES,
             Route("/static/{name}", static, methods=["GET"]),
             *Door().routes(),
+            api.mounted(site),
             *pages.routes(),
         ],
         exception_handlers={

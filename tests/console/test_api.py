@@ -1,0 +1,227 @@
+"""The API over HTTP: what it answers, to whom, and how it says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, seed
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from receiver import settings as configuration
+from receiver.errors import ConfigurationError
+from receiver.notification import new_id, now_us
+from tests.console.conftest import Browser, settings_of
+from tests.workers.material import envelope, event, processed
+from workers.console.api.routes import OPERATIONS
+from workers.ledger.ledger import Interpreted, Ledger
+
+KEYS = {role: f"{role}-key-of-thirty-two-characters" for role in ("viewer", "operator", "approver")}
+FAILED = "fa11ed00"
+
+
+@pytest.fixture
+def document(document: dict[str, Any]) -> dict[str, Any]:
+    keys: list[Any] = [{"name": f"shop-{role}", "key": key, "role": role} for role, key in KEYS.items()]
+    document["security"]["api_keys"] = ["only-for-expect", *keys]
+    return document
+
+
+class Client:
+    """Asks as a program does."""
+
+    def __init__(self, browser: Browser, key: str | None = KEYS["viewer"]) -> None:
+        self.browser = browser
+        self.key = key
+
+    def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
+        return self.browser.send(method, f"/api/v1{path}", headers | more.pop("headers", {}), **more)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.ask("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    def post(self, path: str, body: Any, role: str = "operator", **headers: str) -> httpx.Response:
+        self.key = KEYS[role]
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.ask("POST", path, json=body, headers=named)
+
+
+@pytest.fixture
+def client(browser: Browser) -> Client:
+    """Of a ledger with thirty notifications of as many payments, one in conflict, and three that failed."""
+    ledger = Ledger(browser.site.engine)
+    for number in range(30):
+        ledger.record(
+            [processed(f"k{number}", event(payment_id=f"p/{number}", amount=1250, currency="AUD"), id=new_id(now_us()))]
+        )
+    ledger.record([processed("k0", event(payment_id="p/0"), id=new_id(now_us()), fingerprint="f2", body=b"{}")])
+    for number in range(3):
+        failed = envelope(f"bad{number}", id=new_id(now_us()), body=b"not json")
+        ledger.record([Interpreted(failed, "failed", "interpretation_failed", "a fault")])
+    return Client(browser)
+
+
+def problem(answer: httpx.Response, status: int, reason: str) -> None:
+    """One problem of RFC 9457, and nothing else."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    said = answer.json()
+    assert (said["status"], said["reason"], said["type"]) == (status, reason, f"urn:postback:problem:{reason}")
+    assert said["detail"].endswith(".")
+    assert set(said) == {"type", "title", "status", "detail", "reason"}
+
+
+@pytest.mark.parametrize(("path", "rows"), [("/notifications", 33), ("/payments", 30)])
+def test_every_row_is_on_one_page(client: Client, path: str, rows: int) -> None:
+    seen, cursor = [], ""
+    while True:
+        page = client.get(f"{path}?limit=7{cursor}").json()
+        seen += [each.get("id") or each["payment_id"] for each in page["items"]]
+        if page["next"] is None:
+            break
+        cursor = f"&cursor={page['next']}"
+    assert len(seen) == len(set(seen)) == rows
+
+
+def test_filters_and_search(client: Client) -> None:
+    assert len(client.get("/notifications?state=failed&provider=checkout").json()["items"]) == 3
+    assert client.get("/notifications?until=2020-01-01T00:00:00Z").json()["items"] == []
+    (found,) = client.get("/payments?search=p/29").json()["items"]
+    assert found["payment_id"] == "p/29"
+
+
+def test_one_of_each(client: Client) -> None:
+    (conflict,) = (each for each in client.get("/notifications").json()["items"] if each["conflicts"])
+    shown = client.get(f"/notifications/{conflict['id']}").json()
+    assert [each["kind"] for each in shown["repeats"]] == ["conflict"]
+    assert shown["received_at"].endswith("Z")
+    payment = client.get(f"/payments/{conflict['provider']}/{conflict['facility']}/p/0").json()
+    assert payment["amount"] == "12.50"
+    assert len(payment["events"]) == 1
+    assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
+    assert client.get("/health").json()["database"]["status"] == "up"
+    for path in ("/refusals", "/replays", "/audit", "/reconciliations"):
+        assert client.get(path).json()["items"] == []
+
+
+def test_an_etag_saves_the_second_answer(client: Client) -> None:
+    first = client.get("/payments")
+    again = client.get("/payments", If_None_Match=f'"other", W/{first.headers["etag"]}')
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert client.get("/payments?limit=3", If_None_Match=first.headers["etag"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("/none", 404, "unknown_page"),
+        ("/", 404, "unknown_page"),
+        ("/notifications/none", 404, "unknown_id"),
+        ("/notifications/%00", 404, "unknown_id"),
+        ("/payments/checkout/main/none", 404, "unknown_id"),
+        ("/payments/checkout/main/a%0Ab", 404, "unknown_id"),
+        ("/replays/none", 404, "unknown_id"),
+        ("/replays/a%0Ab", 404, "unknown_id"),
+        ("/reconciliations/none", 404, "unknown_id"),
+        ("/notifications?stat=failed", 400, "parameter_refused"),
+        ("/notifications?limit=1&limit=2", 400, "parameter_refused"),
+        ("/notifications?limit=0", 400, "parameter_refused"),
+        ("/notifications?limit=1001", 400, "parameter_refused"),
+        ("/notifications?limit=x", 400, "parameter_refused"),
+        ("/notifications?state=none", 400, "parameter_refused"),
+        ("/notifications?provider=nobody", 400, "parameter_refused"),
+        ("/notifications?since=yesterday", 400, "parameter_refused"),
+        ("/notifications?since=2026-11-24T10:00:00", 400, "parameter_refused"),
+        ("/notifications?search=%ff", 400, "parameter_refused"),
+        ("/notifications?search=", 400, "parameter_refused"),
+        ("/attention", 400, "parameter_refused"),
+        ("/health?x=1", 400, "parameter_refused"),
+        ("/notifications?cursor=x", 400, "cursor_malformed"),
+        ("/payments?cursor=x", 400, "cursor_malformed"),
+        ("/replays?cursor=x", 400, "cursor_malformed"),
+        ("/audit?cursor=x", 400, "cursor_malformed"),
+        ("/audit?cursor=kqFuoXg", 400, "cursor_malformed"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_problem(client: Client, path: str, status: int, reason: str) -> None:
+    problem(client.get(path), status, reason)
+
+
+def test_another_method(client: Client) -> None:
+    answer = client.ask("DELETE", "/notifications")
+    problem(answer, 405, "method_refused")
+    assert "GET" in answer.headers["allow"]
+
+
+def test_only_a_key_opens_it(client: Client) -> None:
+    client.browser.sign_in("anna")
+    assert client.browser.get("/notifications").status_code == 200
+    client.key = None
+    answer = client.get("/notifications")
+    problem(answer, 401, "credentials_missing")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    for key in ("only-for-expect", "none", "", KEYS["viewer"] + "x"):
+        client.key = key
+        problem(client.ask("GET", "/notifications"), 403, "credentials_refused")
+    client.key = None
+    basic = {"Authorization": f"Basic {KEYS['viewer']}"}
+    problem(client.ask("GET", "/notifications", headers=basic), 403, "credentials_refused")
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"name": "a b", "key": "k" * 32}, "name: use letters"),
+        ({"name": "VERA", "key": "k" * 32}, "the same as another key's or an operator's"),
+        ({"name": "shop", "key": "k" * 31}, "at least 32 characters"),
+        ({"name": "shop", "key": KEYS["viewer"]}, "the key is the same as another one"),
+        ({"name": "shop", "key": "k" * 32, "role": "root"}, "role: is not one of the allowed words"),
+        ({"name": "shop", "key": "env:NOT_SET_ANYWHERE"}, "environment variable"),
+        ({"key": "k" * 32}, "name: is missing"),
+        ({"name": "shop", "key": "k" * 32, "rol": "viewer"}, "rol: is not a known key"),
+    ],
+)
+def test_a_key_that_cannot_be_used(
+    document: dict[str, Any], tmp_path: Path, entry: dict[str, Any], sentence: str
+) -> None:
+    document["security"]["api_keys"].append(entry)
+    with pytest.raises(ConfigurationError, match=r"security\.api_keys") as refused:
+        configuration.read(document, tmp_path)
+    assert sentence in str(refused.value)
+    assert "k" * 31 not in str(refused.value)
+
+
+def test_the_old_form_of_keys_stays(document: dict[str, Any], tmp_path: Path) -> None:
+    security = settings_of(document, tmp_path).security
+    assert [key.reveal() for key in security.api_keys] == [b"only-for-expect"]
+    assert [(each.name, each.role) for each in security.api_clients] == [(f"shop-{role}", role) for role in KEYS]
+
+
+def test_schemathesis_finds_nothing(client: Client) -> None:
+    """It makes up requests from the OpenAPI document, right ones and wrong ones, and compares the answers with it."""
+    host = {"Host": "127.0.0.1"}
+    config = SchemathesisConfig.from_dict({"base-url": "http://127.0.0.1:8081"})
+    schema = schemathesis.openapi.from_asgi("/api/openapi.json", client.browser.app, config=config, headers=host)
+    key = host | {"Authorization": f"Bearer {KEYS['approver']}"}
+    tried = 0
+    every: Any = schema.get_all_operations()
+    for found in every:
+        operation = found.ok()
+        tried += 1
+
+        @seed(1)
+        @hypothesis(max_examples=25, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=st.one_of([operation.as_strategy(mode) for mode in GenerationMode]))
+        def holds(case: Any) -> None:
+            # A cursor is opaque: one that is made up is none, which the document cannot say.
+            case.call_and_validate(headers=key, excluded_checks=[positive_data_acceptance])
+
+        holds()
+    assert tried == len(OPERATIONS)

@@ -1,0 +1,130 @@
+"""What may be asked of each operation: parameters and bodies. The routes validate by these, and OpenAPI shows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from receiver.errors import STATUS_OF, Reason
+from receiver.providers import PROVIDERS
+from workers.attention import Kind
+from workers.console.api.problems import Declined
+from workers.ledger import queries
+from workers.ledger.pages import LONGEST_PAGE, PAGE
+from workers.ledger.queries import Filter
+from workers.ledger.replays import State
+from workers.rerun import Outcome
+
+LONGEST_SEARCH = 200
+
+
+def _one_of(words: list[str]) -> Meta:
+    return Meta(pattern=f"^({'|'.join(words)})$")
+
+
+Provider = Annotated[str, _one_of(list(PROVIDERS))]
+Facility = Annotated[str, Meta(min_length=1, max_length=64)]
+NotificationState = Annotated[str, _one_of(queries.NOTIFICATION_STATES)]
+PaymentState = Annotated[str, _one_of(queries.PAYMENT_STATES)]
+Moment = Annotated[str, Meta(max_length=40, extra_json_schema={"format": "date-time"})]
+Search = Annotated[str, Meta(min_length=1, max_length=LONGEST_SEARCH)]
+Cursor = Annotated[str, Meta(min_length=1, max_length=2000, description="`next` of the page before.")]
+Limit = Annotated[int, Meta(ge=1, le=LONGEST_PAGE)]
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class _List(_Asked, frozen=True):
+    provider: Provider | msgspec.UnsetType = msgspec.UNSET
+    facility: Facility | msgspec.UnsetType = msgspec.UNSET
+    since: Moment | msgspec.UnsetType = msgspec.UNSET
+    until: Moment | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit = PAGE
+
+
+class Notifications(_List, frozen=True):
+    state: NotificationState | msgspec.UnsetType = msgspec.UNSET
+    search: Search | msgspec.UnsetType = msgspec.UNSET
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+
+
+class Payments(_List, frozen=True):
+    state: PaymentState | msgspec.UnsetType = msgspec.UNSET
+    search: Search | msgspec.UnsetType = msgspec.UNSET
+    mismatch: bool = False
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+
+
+class Reconciliations(_List, frozen=True):
+    """Further ones are asked for with `until`."""
+
+
+class Refusals(_Asked, frozen=True):
+    provider: Facility | msgspec.UnsetType = msgspec.UNSET
+    facility: Facility | msgspec.UnsetType = msgspec.UNSET
+    reason: Annotated[str, _one_of(list(STATUS_OF))] | msgspec.UnsetType = msgspec.UNSET
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = PAGE
+
+
+class Attention(_Asked, frozen=True):
+    kind: Kind
+    provider: Provider | msgspec.UnsetType = msgspec.UNSET
+    facility: Facility | msgspec.UnsetType = msgspec.UNSET
+    settled: bool = False
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit = PAGE
+
+
+class Replays(_Asked, frozen=True):
+    state: State | msgspec.UnsetType = msgspec.UNSET
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit = PAGE
+
+
+class Results(_Asked, frozen=True):
+    outcome: Outcome | msgspec.UnsetType = msgspec.UNSET
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit = PAGE
+
+
+class Audit(_Asked, frozen=True):
+    operator: Search | msgspec.UnsetType = msgspec.UNSET
+    subject: Search | msgspec.UnsetType = msgspec.UNSET
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit = PAGE
+
+
+def given(value: str | msgspec.UnsetType) -> str | None:
+    return None if isinstance(value, msgspec.UnsetType) else value
+
+
+def moment(value: str | msgspec.UnsetType, name: str) -> datetime | None:
+    """Raises `Declined` (`parameter_refused`) for what is no time with a zone."""
+    if isinstance(value, msgspec.UnsetType):
+        return None
+    try:
+        # Of the many forms of ISO 8601 only that of RFC 3339, which the answers have too.
+        found = msgspec.convert(value, datetime)
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        pass
+    raise Declined(Reason.PARAMETER_REFUSED, f"{name} must be a time such as 2026-11-24T10:00:00Z.")
+
+
+def wanted(query: Notifications | Payments | Reconciliations) -> Filter:
+    return Filter(
+        state=given(getattr(query, "state", msgspec.UNSET)),
+        provider=given(query.provider),
+        facility=given(query.facility),
+        since=moment(query.since, "since"),
+        until=moment(query.until, "until"),
+        search=given(getattr(query, "search", msgspec.UNSET)),
+        limit=query.limit,
+        mismatch=getattr(query, "mismatch", False),
+    )

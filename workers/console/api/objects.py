@@ -1,0 +1,206 @@
+"""The objects that the API answers, as the contract has them: the schemas are made of these."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+import msgspec
+
+from receiver.notification import PaymentState
+from workers.attention import Kind
+from workers.ledger.replays import State
+
+
+class _Object(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class NotificationPage(_Object, frozen=True):
+    items: list[Notification]
+    next: str | None
+    """The `cursor` of the next page; null when this is the last."""
+    cut: bool
+
+
+class Notification(_Object, frozen=True):
+    id: str
+    provider: str
+    facility: str
+    event_type: str
+    dedupe_key: str
+    state: str
+    reason: str | None
+    received_at: datetime
+    processed_at: datetime | None
+    source: str
+    deliveries: int
+    conflicts: int
+
+
+class NotificationDetail(Notification, frozen=True):
+    verified: bool
+    detail: str | None
+    content_type: str | None
+    headers: Any
+    body: str | None
+    body_note: str | None
+    payment_id: str | None
+    event: dict[str, Any] | None
+    repeats: list[dict[str, Any]]
+    timeline: list[dict[str, Any]]
+
+
+class Payment(_Object, frozen=True):
+    """Amounts are decimal strings."""
+
+    provider: str
+    facility: str
+    payment_id: str
+    receipt_number: str | None
+    state: PaymentState
+    amount: str | None
+    currency: str | None
+    surcharge: str | None
+    amount_refunded: str | None
+    reference: str | None
+    customer_reference: str | None
+    card_scheme: str | None
+    response_code: str | None
+    response_description: str | None
+    summary_code: str | None
+    soft_decline: bool | None
+    settlement_date: date | None
+    occurred_at: datetime | None
+    updated_at: datetime
+    custom: dict[str, Any]
+    mismatch: bool
+
+
+class PaymentDetail(Payment, frozen=True):
+    response: dict[str, Any] | None
+    expected: dict[str, Any] | None
+    differs: list[str]
+    returns: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+class PaymentPage(_Object, frozen=True):
+    items: list[Payment]
+    next: str | None
+    cut: bool
+
+
+class Refusal(_Object, frozen=True):
+    at: datetime
+    provider: str
+    facility: str
+    source: str
+    reason: str
+    detail: str
+    status: int
+    size: int
+    content_type: str
+
+
+class RefusalList(_Object, frozen=True):
+    items: list[Refusal]
+    """The newest first; the last 10,000 are kept."""
+
+
+class Needing(_Object, frozen=True):
+    kind: Kind
+    provider: str
+    facility: str
+    subject: str
+    at: datetime
+    reason: str | None
+    resolution: dict[str, Any] | None
+    notification: Notification | msgspec.UnsetType = msgspec.UNSET
+    payment: Payment | msgspec.UnsetType = msgspec.UNSET
+
+
+class AttentionPage(_Object, frozen=True):
+    counts: dict[str, int]
+    """Of every kind, how many need attention now."""
+    items: list[Needing]
+    next: str | None
+
+
+class Replay(_Object, frozen=True):
+    id: str
+    state: State
+    created_at: datetime
+    created_by: str
+    origin: str
+    reason: str
+    chosen: dict[str, Any]
+    total: int
+    done: int
+    outcomes: dict[str, int]
+    approved_by: str | None
+    approved_at: datetime | None
+    started_at: datetime | None
+    changed_at: datetime
+    ended_at: datetime | None
+
+
+class ReplayPage(_Object, frozen=True):
+    items: list[Replay]
+    next: str | None
+
+
+class ReplayDetail(Replay, frozen=True):
+    results: list[dict[str, Any]]
+    """What was done so far, in the order of arrival."""
+    next: str | None
+
+
+class AuditEntry(_Object, frozen=True):
+    number: int
+    at: datetime
+    operator: str
+    origin: str
+    action: str
+    subject: str | None
+    reason: str | None
+    facts: dict[str, Any]
+    hash: str
+
+
+class AuditPage(_Object, frozen=True):
+    items: list[AuditEntry]
+    next: str | None
+
+
+class Reconciliation(_Object, frozen=True):
+    id: str
+    provider: str
+    facility: str
+    file_name: str
+    digest: str
+    first_day: date | None
+    last_day: date | None
+    rows: int
+    matched: int
+    entered: int
+    findings: int
+    counts: dict[str, Any]
+    began_at: datetime
+    finished_at: datetime | None
+
+
+class ReconciliationList(_Object, frozen=True):
+    items: list[Reconciliation]
+
+
+class ReconciliationDetail(Reconciliation, frozen=True):
+    found: list[dict[str, Any]]
+
+
+class Health(_Object, frozen=True):
+    status: str
+    redis: dict[str, Any]
+    database: dict[str, Any]
+    spool: dict[str, Any]
+    problems: list[str]

@@ -1,0 +1,98 @@
+"""The table of all operations, and the application that answers them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from receiver.errors import Reason
+from workers.console.api import asked, objects, reads
+from workers.console.api.openapi import document
+from workers.console.api.operation import Operation, respond
+from workers.console.api.problems import HANDLERS
+from workers.console.site import Site
+
+_CURSOR = (Reason.CURSOR_MALFORMED,)
+_ID = (Reason.UNKNOWN_ID,)
+
+OPERATIONS: Sequence[Operation] = (
+    Operation(
+        "GET", "/notifications", reads.notifications, objects.NotificationPage, asked.Notifications, reasons=_CURSOR
+    ),
+    Operation("GET", "/notifications/{id}", reads.notification, objects.NotificationDetail, reasons=_ID),
+    Operation("GET", "/payments", reads.payments, objects.PaymentPage, asked.Payments, reasons=_CURSOR),
+    # A payment's id is whatever its sender wrote: a slash in it is part of it.
+    Operation(
+        "GET",
+        "/payments/{provider}/{facility}/{payment_id:any}",
+        reads.payment,
+        objects.PaymentDetail,
+        reasons=_ID,
+    ),
+    Operation("GET", "/refusals", reads.refusals, objects.RefusalList, asked.Refusals),
+    Operation("GET", "/attention", reads.attention, objects.AttentionPage, asked.Attention, reasons=_CURSOR),
+    Operation("GET", "/replays", reads.replays, objects.ReplayPage, asked.Replays, reasons=_CURSOR),
+    Operation("GET", "/replays/{id}", reads.replay, objects.ReplayDetail, asked.Results, reasons=_CURSOR + _ID),
+    Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
+    Operation("GET", "/reconciliations", reads.reconciliations, objects.ReconciliationList, asked.Reconciliations),
+    Operation("GET", "/reconciliations/{id}", reads.reconciliation, objects.ReconciliationDetail, reasons=_ID),
+    Operation("GET", "/health", reads.health, objects.Health),
+)
+
+
+class _Anything(Convertor[str]):
+    """Line ends and slashes included."""
+
+    regex = "(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Anything())
+
+
+def mounted(site: Site) -> Mount:
+    """All that is below ``/api``: no address there is one of the pages, also none with a line end in it."""
+    mount = Mount("/api", application(site))
+    mount.path_regex = re.compile(r"^/api/(?P<path>(?s:.*))$")
+    return mount
+
+
+def application(site: Site) -> Starlette:
+    """What answers below ``/api``."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    described = msgspec.json.encode(document(OPERATIONS)) + b"\n"
+
+    async def openapi(request: Request) -> Response:
+        return Response(described, media_type="application/json")
+
+    app = Starlette(
+        routes=[
+            Route("/openapi.json", openapi, methods=["GET"]),
+            *(Route(f"/v1{path}", _endpoint(some), methods=list(some)) for path, some in by_path.items()),
+        ],
+        exception_handlers=dict(HANDLERS),
+    )
+    app.router.redirect_slashes = False
+    app.state.site = site
+    return app
+
+
+def _endpoint(operations: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await respond(request, operations["GET" if request.method == "HEAD" else request.method])
+
+    return endpoint
