@@ -24,7 +24,7 @@ from rq import Queue
 from receiver import cards, logs, replicas
 from receiver.connection import DEADLINE, QUEUE, Serializer, aof_confirms
 from receiver.errors import NotStored, Quarantined, Reason, Refused
-from receiver.inbox import RECORD_EXPECTATION, enqueue
+from receiver.job import RECORD_EXPECTATION, enqueue
 from receiver.money import minor_from_text
 from receiver.notification import Expectation, new_id, now_us
 from receiver.providers import PROVIDERS

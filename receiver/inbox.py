@@ -1,6 +1,6 @@
 """Step 7, commit: requests that wait at the same moment become one batch, and one batch is one fsynced RQ job.
 
-RQ costs about 27 round trips a job, so a job per notification could never be fast. While one commit is in flight the
+RQ costs about 27 round trips a job, so a job per notification could never be fast. While commits are in flight the
 next requests gather; every request waits for its own commit. What Redis does not take goes to the spool.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.exceptions import RedisError
-from rq import Queue, Retry
+from rq import Queue
 
 from receiver import logs, metrics, replicas
 from receiver.connection import (
@@ -35,12 +35,12 @@ from receiver.connection import (
     replicas_confirm,
 )
 from receiver.errors import NotStored
+from receiver.job import RECORD_BATCH, JobTemplate, enqueue
 from receiver.link import Link
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.settings import Settings
 from receiver.signing import Seal
 from receiver.spool import Spool, Spooled
-from receiver.template import JobTemplate
 
 log = logs.get("receiver.inbox")
 
@@ -64,24 +64,13 @@ ALONE_FOR = 50
 """Commits without a wait after one that brought no company."""
 DRAIN_EVERY = 0.5
 
-RECORD_BATCH = "workers.jobs.record_batch"
-RECORD_EXPECTATION = "workers.jobs.record_expectation"
-RECORD_RETURNS = "workers.jobs.record_returns"
-
-# A worker that was killed gives its batch to the next one; each job therefore needs retries left, always.
-RETRIES = Retry(max=10_000, interval=1)
-JOB_TIMEOUT = 60
-# 0 would delete the job on success, and the second run of an abandoned job would then count as failed (RQ 3.0.0).
-RESULT_TTL = 1
-KEEP_FAILED = -1
-
 
 class Inbox:
     """Takes envelopes; `commit` returns when the envelope is on a disk.
 
-    While Redis is well the event loop itself commits one batch after the other. Two threads do what may block: the
-    writer takes over when Redis is unfit, the drainer looks at it every `DRAIN_EVERY` seconds and empties the spool.
-    All three find Redis unfit (`fault`), only the drainer finds it well again.
+    While Redis is well the event loop itself commits, at most `IN_FLIGHT` batches at once. Two threads do what may
+    block: the writer takes over when Redis is unfit, the drainer looks at it every `DRAIN_EVERY` seconds and empties
+    the spool. All three find Redis unfit (`fault`), only the drainer finds it well again.
     """
 
     def __init__(self, settings: Settings, seal: Seal) -> None:
@@ -239,7 +228,7 @@ class Inbox:
         began = time.perf_counter()
         try:
             if self._template is None:
-                self._template = JobTemplate(self._queue, RECORD_BATCH, enqueue)
+                self._template = JobTemplate(self._queue, RECORD_BATCH)
             commands = [*self._template.commands(*batch), ("LLEN", self._queue.key)]
             self._queue_length = (await link.transaction(commands, self._replicas))[-1]
         except Exception as error:
@@ -439,21 +428,6 @@ def _settle(waiting: Sequence[asyncio.Future[None]], lost: NotStored | None) -> 
             future.set_result(None)
         else:
             future.set_exception(lost)
-
-
-def enqueue(queue: Queue, pipeline: Any, func: str, job_id: str, sealed: bytes, description: str) -> None:
-    """Adds a job to `pipeline` as RQ itself would, with the rules that every job of ours has."""
-    job = Queue.prepare_data(
-        func,
-        args=(sealed,),
-        timeout=JOB_TIMEOUT,
-        result_ttl=RESULT_TTL,
-        failure_ttl=KEEP_FAILED,
-        description=description,
-        job_id=job_id,
-        retry=RETRIES,
-    )
-    queue.enqueue_many([job], pipeline=pipeline)
 
 
 def _describe(batch: list[Envelope]) -> str:

@@ -18,7 +18,7 @@ from rq import Queue
 
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer
-from receiver.inbox import RECORD_RETURNS, enqueue
+from receiver.job import RECORD_RETURNS, enqueue
 from receiver.notification import BrowserReturn, new_id, now_us
 from receiver.signing import Seal
 

@@ -15,7 +15,7 @@ from rq.job_lifecycle import record_job_failure
 from rq.utils import current_timestamp, now
 
 from receiver import logs
-from receiver.inbox import KEEP_FAILED
+from receiver.job import KEEP_FAILED
 from workers.jobs import LONGEST_WAIT
 
 log = logs.get("workers.maintenance")

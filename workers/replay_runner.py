@@ -22,7 +22,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer
 from receiver.errors import LedgerAway
-from receiver.inbox import enqueue
+from receiver.job import enqueue
 from receiver.notification import new_id, now_us
 from receiver.signing import Seal
 from workers.audit import Action, Actor, Audit

@@ -30,7 +30,7 @@ from rq.worker_registration import clean_worker_registry, register
 
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer, connect
-from receiver.inbox import JOB_TIMEOUT, RECORD_BATCH, RECORD_EXPECTATION, RECORD_RETURNS, RESULT_TTL
+from receiver.job import JOB_TIMEOUT, RECORD_BATCH, RECORD_EXPECTATION, RECORD_RETURNS, RESULT_TTL
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs

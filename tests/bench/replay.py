@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, delete, select, text, update
 
-from receiver.inbox import RECORD_BATCH, enqueue
+from receiver.job import RECORD_BATCH, enqueue
 from receiver.notification import new_id, now_us
 from receiver.settings import Replay as Limits
 from receiver.signing import Seal

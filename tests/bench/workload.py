@@ -17,7 +17,8 @@ from sqlalchemy import Engine, func, make_url, select, text
 
 from receiver import settings as configuration
 from receiver.connection import QUEUE, Serializer, connect
-from receiver.inbox import MAX_BATCH, RECORD_BATCH, enqueue
+from receiver.inbox import MAX_BATCH
+from receiver.job import RECORD_BATCH, enqueue
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Message

@@ -19,7 +19,7 @@ from sqlalchemy import Row, select
 from receiver import settings as configuration
 from receiver.connection import QUEUE, Serializer, connect, url
 from receiver.errors import LedgerAway
-from receiver.inbox import enqueue
+from receiver.job import enqueue
 from receiver.signing import Seal
 from tests.live.installation import Installation
 from workers.ledger import queries

@@ -24,7 +24,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from receiver.connection import url
-from receiver.inbox import RECORD_BATCH
+from receiver.job import RECORD_BATCH
 from receiver.notification import Envelope, new_id, now_us, seal_batch
 from receiver.signing import Seal, Secret
 from tests.live.installation import Installation, command, free_port, installed

@@ -13,7 +13,7 @@ from rq import Queue, SimpleWorker
 
 from receiver.connection import QUEUE, Serializer, connect
 from receiver.health import queue_state
-from receiver.inbox import RECORD_BATCH, enqueue
+from receiver.job import RECORD_BATCH, enqueue
 from receiver.notification import new_id, now_us
 from tests.asgi import Answer, Application
 from tests.receiver.serving import configured, serving

@@ -18,6 +18,7 @@ from redis import Redis
 from redis.exceptions import ReadOnlyError, RedisError
 
 from receiver import inbox as module
+from receiver import job
 from receiver.connection import PROBE
 from receiver.errors import NotStored
 from receiver.inbox import Batch, Inbox, Turn
@@ -407,6 +408,7 @@ def test_an_unexpected_error_of_the_client_library_is_spooled(
 
             with monkeypatch.context() as broken:
                 broken.setattr(module, "enqueue", enqueue)
+                broken.setattr(job, "enqueue", enqueue)
                 await commit_in_time(inbox, envelope(dedupe_key="1"))
                 assert (inbox.spooled, inbox.fault) == (1, "Redis does not take batches: AttributeError.")
                 await until(

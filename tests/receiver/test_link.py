@@ -12,9 +12,8 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from rq import Queue
 
 from receiver.connection import QUEUE, Serializer, connect_async
-from receiver.inbox import RECORD_BATCH, enqueue
+from receiver.job import RECORD_BATCH, JobTemplate, enqueue
 from receiver.link import Link
-from receiver.template import JobTemplate
 from tests.receiver.serving import configured
 from tests.servers import Valkey
 
@@ -94,7 +93,7 @@ def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_the_template_says_what_rq_says(redis: Redis) -> None:
     queue = Queue(QUEUE, connection=redis, serializer=Serializer)
-    template = JobTemplate(queue, RECORD_BATCH, enqueue)
+    template = JobTemplate(queue, RECORD_BATCH)
     for number in range(2):
         job_id, argument = f"job-{number}", b"sealed \x00\xff" * 50
         pipeline = redis.pipeline(transaction=True)

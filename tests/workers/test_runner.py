@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, event, make_url
 from receiver import expected, settings
 from receiver.connection import QUEUE, Serializer
 from receiver.health import queue_state
-from receiver.inbox import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RECORD_RETURNS, RESULT_TTL, RETRIES, enqueue
+from receiver.job import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RECORD_RETURNS, RESULT_TTL, RETRIES, enqueue
 from receiver.notification import ENVELOPE_VERSION, BrowserReturn, Envelope, ReturnOutcome, new_id, now_us
 from receiver.signing import Seal
 from tests.servers import Valkey, eventually, running_postgres, running_valkey

@@ -1,18 +1,44 @@
-"""What RQ says to Redis to enqueue a batch, learnt from RQ itself once and then repeated."""
+"""How a sealed message becomes an RQ job: what jobs there are, and the rules that each of them has."""
 
 from __future__ import annotations
 
 import zlib
 from typing import Any
 
-from rq import Queue
+from rq import Queue, Retry
 from rq.utils import now, utcformat
 
 from receiver.connection import Serializer
 from receiver.replicas import Command
 
+RECORD_BATCH = "workers.jobs.record_batch"
+RECORD_EXPECTATION = "workers.jobs.record_expectation"
+RECORD_RETURNS = "workers.jobs.record_returns"
+
+# A worker that was killed gives its batch to the next one; each job therefore needs retries left, always.
+RETRIES = Retry(max=10_000, interval=1)
+JOB_TIMEOUT = 60
+# 0 would delete the job on success, and the second run of an abandoned job would then count as failed (RQ 3.0.0).
+RESULT_TTL = 1
+KEEP_FAILED = -1
+
 _ID = "template"
 _DESCRIPTION = "a template"
+
+
+def enqueue(queue: Queue, pipeline: Any, func: str, job_id: str, sealed: bytes, description: str) -> None:
+    """Adds a job to `pipeline` as RQ itself would, with the rules that every job of ours has."""
+    job = Queue.prepare_data(
+        func,
+        args=(sealed,),
+        timeout=JOB_TIMEOUT,
+        result_ttl=RESULT_TTL,
+        failure_ttl=KEEP_FAILED,
+        description=description,
+        job_id=job_id,
+        retry=RETRIES,
+    )
+    queue.enqueue_many([job], pipeline=pipeline)
 
 
 class JobTemplate:
@@ -21,8 +47,7 @@ class JobTemplate:
     commands of one are kept, and these put in. A test holds the two against each other.
     """
 
-    def __init__(self, queue: Queue, func: str, enqueue: Any) -> None:
-        """`enqueue(queue, pipeline, func, job_id, argument, description)` adds RQ's commands to a pipeline."""
+    def __init__(self, queue: Queue, func: str) -> None:
         said = queue.connection.pipeline(transaction=True)
         enqueue(queue, said, func, _ID, b"", _DESCRIPTION)
         self._func = func
