@@ -1,11 +1,19 @@
-"""The server's side of a connection: what it writes at one moment leaves in one piece, in order, and before the end."""
+"""The server's side of a connection: what it writes at one moment leaves in one piece, in order, and before the end.
+What it reads has bounds."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
-from receiver.server import WholeAnswers
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from receiver import server
+from receiver.server import Connection, WholeAnswers
 
 
 class Wire:
@@ -46,3 +54,121 @@ def test_what_is_written_at_one_moment_is_one_piece() -> None:
         b"HTTP/1.1 403 Forbidden\r\n\r\n{}",
         "closed",
     ]
+
+
+async def measured(scope: Any, receive: Any, send: Any) -> None:
+    """Answers how long the body was."""
+    size, more = 0, True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        size, more = size + len(event.get("body", b"")), event.get("more_body", False)
+    answer = str(size).encode()
+    headers = [(b"content-length", str(len(answer)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    config = uvicorn.Config(measured, http=Connection, ws="none", log_config=None, timeout_keep_alive=60)
+    config.load()
+    state = ServerState()
+    serving = await asyncio.get_running_loop().create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+    try:
+        yield serving.sockets[0].getsockname()[1]
+    finally:
+        serving.close()
+        for connection in list(state.connections):
+            connection.transport.close()
+        async with asyncio.timeout(20):
+            while state.connections:
+                await asyncio.sleep(0.001)
+
+
+async def sent(port: int, *pieces: bytes) -> bytes:
+    """All that comes back until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with suppress(ConnectionError):
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+    answer = b""
+    async with asyncio.timeout(20):
+        with suppress(ConnectionError):
+            while part := await reader.read(1000):
+                answer += part
+    await ended(writer)
+    return answer
+
+
+async def ended(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+CLOSE = b"Connection: close\r\n\r\n"
+ENDLESS = [b"a" * 10_000] * 2000
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        pytest.param(b"GET /", id="path"),
+        pytest.param(GET + b"X-One: ", id="one header"),
+        pytest.param(POST + b"\r\n1\r\nx\r\n0\r\nX-One: ", id="a header behind the body"),
+    ],
+)
+def test_what_never_ends_is_not_kept(beginning: bytes) -> None:
+    async def scenario() -> int:
+        taken = 0
+        async with listening() as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            with suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    for piece in [beginning, *ENDLESS]:
+                        writer.write(piece)
+                        await writer.drain()
+                        taken += len(piece)
+            await ended(writer)
+        return taken
+
+    # The rest of what was taken lies in the sockets.
+    assert asyncio.run(scenario()) < 20_000_000
+
+
+def test_small_pieces_of_a_body_and_requests_that_come_together_are_no_large_head() -> None:
+    async def scenario() -> tuple[bytes, bytes]:
+        async with listening() as port:
+            pieces = [b"1\r\nx\r\n" * 1000] * 100
+            chunked = await sent(port, POST + CLOSE, *pieces, b"0\r\n\r\n")
+            together = await sent(port, (GET + b"\r\n") * 5000, GET + CLOSE)
+            return chunked, together
+
+    chunked, together = asyncio.run(scenario())
+    assert chunked.endswith(b"\r\n\r\n100000")
+    assert together.count(b"200 OK") == 5001
+
+
+def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_WITHIN", 0.05)
+
+    async def scenario() -> tuple[list[bytes], bytes]:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET + b"\r\n")
+            await reader.readuntil(b"\r\n\r\n0")
+            cut = [await sent(port), await sent(port, GET)]
+            # The one that waits between two requests is still there.
+            writer.write(GET + CLOSE)
+            answer = await reader.read()
+            await ended(writer)
+            return cut, answer
+
+    cut, answer = asyncio.run(scenario())
+    assert cut == [b"", b""]
+    assert answer.startswith(b"HTTP/1.1 200 OK")
