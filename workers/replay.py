@@ -23,9 +23,9 @@ from receiver.errors import NotDone, Reason
 from receiver.notification import new_id, now_us
 from receiver.settings import Replay as Limits
 from receiver.settings import Settings
-from receiver.signing import Seal
+from receiver.signing import Seal, digest
 from workers.audit import Action, Actor, Audit, reason_given
-from workers.ledger import pages, queries
+from workers.ledger import idempotency, pages, queries
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.queries import Filter
 from workers.ledger.replays import State, locked, shown
@@ -147,17 +147,38 @@ class Replays:
             )
         return sorted(ids)
 
-    def create(self, actor: Actor, chosen: Chosen, reason: str) -> dict[str, Any]:
-        """Starts a replay, or has it wait for approval. Gives the replay object.
+    def create(self, actor: Actor, chosen: Chosen, reason: str, key: str | None = None) -> dict[str, Any]:
+        """Starts a replay, or has it wait for approval. Gives the replay object. With the same `key` of the same actor
+        it gives the same replay, as it is by then.
 
-        Raises `NotDone`: what `choose` says, `reason_missing`, and `already_in_replay` when one of the notifications is
-        to be done by another replay.
+        Raises `NotDone`: what `choose` says, `reason_missing`, `already_in_replay` when one of the notifications is to
+        be done by another replay, and `idempotency_key_reused` when something else was asked for with `key`.
         """
         reason = reason_given(reason)
+        asked = digest(_JSON.encode(chosen), reason.encode())
+        if key is None:
+            return self._create(actor, chosen, reason)
+        if (found := self._made_by(actor, key, asked)) is not None:
+            return found
+        try:
+            return self._create(actor, chosen, reason, (key, asked))
+        except NotDone:
+            # The same may have been asked twice at the same moment.
+            if (found := self._made_by(actor, key, asked)) is not None:
+                return found
+            raise
+
+    def _made_by(self, actor: Actor, key: str, asked: str) -> dict[str, Any] | None:
+        with queries.reading(self._ledger.engine) as connection:
+            return idempotency.used(connection, actor.name, key, asked)
+
+    def _create(self, actor: Actor, chosen: Chosen, reason: str, once: tuple[str, str] | None = None) -> dict[str, Any]:
         ids = self.choose(chosen)
         replay_id = new_id(now_us())
         try:
             with away_when_it_fails(), self._ledger.engine.begin() as connection:
+                if once is not None:
+                    idempotency.use(connection, actor.name, *once, replay_id)
                 _refuse_those_waiting(connection, ids)
                 row = self._insert(connection, actor, chosen, reason, replay_id, ids)
         except IntegrityError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from workers.console.api.routes import OPERATIONS
 from workers.ledger.ledger import Interpreted, Ledger
 
 KEYS = {role: f"{role}-key-of-thirty-two-characters" for role in ("viewer", "operator", "approver")}
-FAILED = "fa11ed00"
+SECOND = "another-key-of-thirty-two-characters"
 
 
 @pytest.fixture
@@ -58,10 +59,12 @@ class Client:
 def client(browser: Browser) -> Client:
     """Of a ledger with thirty notifications of as many payments, one in conflict, and three that failed."""
     ledger = Ledger(browser.site.engine)
-    for number in range(30):
-        ledger.record(
-            [processed(f"k{number}", event(payment_id=f"p/{number}", amount=1250, currency="AUD"), id=new_id(now_us()))]
-        )
+    ledger.record(
+        [
+            processed(f"k{number}", event(payment_id=f"p/{number}", amount=1250, currency="AUD"), id=new_id(now_us()))
+            for number in range(30)
+        ]
+    )
     ledger.record([processed("k0", event(payment_id="p/0"), id=new_id(now_us()), fingerprint="f2", body=b"{}")])
     for number in range(3):
         failed = envelope(f"bad{number}", id=new_id(now_us()), body=b"not json")
@@ -118,40 +121,40 @@ def test_an_etag_saves_the_second_answer(client: Client) -> None:
     assert client.get("/payments?limit=3", If_None_Match=first.headers["etag"]).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "reason"),
-    [
-        ("/none", 404, "unknown_page"),
-        ("/", 404, "unknown_page"),
-        ("/notifications/none", 404, "unknown_id"),
-        ("/notifications/%00", 404, "unknown_id"),
-        ("/payments/checkout/main/none", 404, "unknown_id"),
-        ("/payments/checkout/main/a%0Ab", 404, "unknown_id"),
-        ("/replays/none", 404, "unknown_id"),
-        ("/replays/a%0Ab", 404, "unknown_id"),
-        ("/reconciliations/none", 404, "unknown_id"),
-        ("/notifications?stat=failed", 400, "parameter_refused"),
-        ("/notifications?limit=1&limit=2", 400, "parameter_refused"),
-        ("/notifications?limit=0", 400, "parameter_refused"),
-        ("/notifications?limit=1001", 400, "parameter_refused"),
-        ("/notifications?limit=x", 400, "parameter_refused"),
-        ("/notifications?state=none", 400, "parameter_refused"),
-        ("/notifications?provider=nobody", 400, "parameter_refused"),
-        ("/notifications?since=yesterday", 400, "parameter_refused"),
-        ("/notifications?since=2026-11-24T10:00:00", 400, "parameter_refused"),
-        ("/notifications?search=%ff", 400, "parameter_refused"),
-        ("/notifications?search=", 400, "parameter_refused"),
-        ("/attention", 400, "parameter_refused"),
-        ("/health?x=1", 400, "parameter_refused"),
-        ("/notifications?cursor=x", 400, "cursor_malformed"),
-        ("/payments?cursor=x", 400, "cursor_malformed"),
-        ("/replays?cursor=x", 400, "cursor_malformed"),
-        ("/audit?cursor=x", 400, "cursor_malformed"),
-        ("/audit?cursor=kqFuoXg", 400, "cursor_malformed"),
-    ],
-)
-def test_what_cannot_be_meant_is_one_problem(client: Client, path: str, status: int, reason: str) -> None:
-    problem(client.get(path), status, reason)
+_WRONG = [
+    ("/none", 404, "unknown_page"),
+    ("/", 404, "unknown_page"),
+    ("/notifications/none", 404, "unknown_id"),
+    ("/notifications/%00", 404, "unknown_id"),
+    ("/payments/checkout/main/none", 404, "unknown_id"),
+    ("/payments/checkout/main/a%0Ab", 404, "unknown_id"),
+    ("/replays/none", 404, "unknown_id"),
+    ("/replays/a%0Ab", 404, "unknown_id"),
+    ("/reconciliations/none", 404, "unknown_id"),
+    ("/notifications?stat=failed", 400, "parameter_refused"),
+    ("/notifications?limit=1&limit=2", 400, "parameter_refused"),
+    ("/notifications?limit=0", 400, "parameter_refused"),
+    ("/notifications?limit=1001", 400, "parameter_refused"),
+    ("/notifications?limit=x", 400, "parameter_refused"),
+    ("/notifications?state=none", 400, "parameter_refused"),
+    ("/notifications?provider=nobody", 400, "parameter_refused"),
+    ("/notifications?since=yesterday", 400, "parameter_refused"),
+    ("/notifications?since=2026-11-24T10:00:00", 400, "parameter_refused"),
+    ("/notifications?search=%ff", 400, "parameter_refused"),
+    ("/notifications?search=", 400, "parameter_refused"),
+    ("/attention", 400, "parameter_refused"),
+    ("/health?x=1", 400, "parameter_refused"),
+    ("/notifications?cursor=x", 400, "cursor_malformed"),
+    ("/payments?cursor=x", 400, "cursor_malformed"),
+    ("/replays?cursor=x", 400, "cursor_malformed"),
+    ("/audit?cursor=x", 400, "cursor_malformed"),
+    ("/audit?cursor=kqFuoXg", 400, "cursor_malformed"),
+]
+
+
+def test_what_cannot_be_meant_is_one_problem(client: Client) -> None:
+    for path, status, reason in _WRONG:
+        problem(client.get(path), status, reason)
 
 
 def test_another_method(client: Client) -> None:
@@ -173,6 +176,106 @@ def test_only_a_key_opens_it(client: Client) -> None:
     client.key = None
     basic = {"Authorization": f"Basic {KEYS['viewer']}"}
     problem(client.ask("GET", "/notifications", headers=basic), 403, "credentials_refused")
+
+
+def test_a_dry_run_changes_nothing(client: Client) -> None:
+    answer = client.post("/replays", {"state": "failed", "dry_run": True})
+    assert (answer.status_code, answer.json()["total"]) == (200, 3)
+    assert client.get("/replays").json()["items"] == client.get("/audit").json()["items"] == []
+
+
+def test_the_same_key_gives_the_same_replay(client: Client) -> None:
+    body = {"state": "failed", "reason": "mended"}
+    first = client.post("/replays", body, Idempotency_Key="k 1")
+    again = client.post("/replays", body, Idempotency_Key="k 1")
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json()["id"] == first.json()["id"]
+    assert first.headers["location"] == f"/api/v1/replays/{first.json()['id']}"
+    problem(client.post("/replays", body | {"reason": "x"}, Idempotency_Key="k 1"), 422, "idempotency_key_reused")
+    # Another client's key is another key; and without one it is a second replay of the same.
+    problem(client.post("/replays", body, "approver", Idempotency_Key="k 1"), 409, "already_in_replay")
+    problem(client.post("/replays", body), 409, "already_in_replay")
+    problem(client.post("/replays", body, Idempotency_Key="k" * 201), 400, "parameter_refused")
+    (entry,) = client.get("/audit").json()["items"]
+    assert (entry["operator"], entry["origin"], entry["reason"]) == ("shop-operator", "203.0.113.9", "mended")
+
+
+def test_the_same_key_at_the_same_time(client: Client) -> None:
+    body = {"state": "failed", "reason": "mended"}
+    others = [Client(client.browser) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda each: each.post("/replays", body, Idempotency_Key="k"), others))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(client.get("/audit").json()["items"]) == 1
+
+
+def test_pause_resume_cancel(client: Client) -> None:
+    made = client.post("/replays", {"state": "failed", "reason": "mended"}).json()
+    path = f"/replays/{made['id']}"
+    assert client.post(f"{path}/pause", {}).json()["state"] == "paused"
+    problem(client.post(f"{path}/pause", {}), 409, "state_changed")
+    assert client.post(f"{path}/resume", {}).json()["state"] == "running"
+    problem(client.post(f"{path}/cancel", {}), 400, "reason_missing")
+    assert client.post(f"{path}/cancel", {"reason": "wrong ones"}).json()["state"] == "cancelled"
+    assert len(client.get(path).json()["results"]) == 3
+    assert [each["action"] for each in client.get("/audit").json()["items"]] == [
+        *("replay_cancelled", "replay_resumed", "replay_paused", "replay_created")
+    ]
+
+
+def test_another_client_approves(document: dict[str, Any], client: Client, tmp_path: Path) -> None:
+    document["replay"] = {"approve_above": 1}
+    document["security"]["api_keys"].append({"name": "second", "key": SECOND, "role": "approver"})
+    asking = Client(Browser(settings_of(document, tmp_path)))
+    made = asking.post("/replays", {"state": "failed", "reason": "mended"}, "approver").json()
+    assert made["state"] == "waiting"
+    path = f"/replays/{made['id']}/approve"
+    problem(asking.post(path, {"reason": "yes"}, "approver"), 409, "second_operator_needed")
+    problem(asking.post(path, {"reason": "yes"}, "operator"), 403, "role_refused")
+    asking.key = SECOND
+    approved = asking.ask("POST", path, json={"reason": "yes"}).json()
+    assert (approved["state"], approved["approved_by"]) == ("running", "second")
+
+
+def test_attention_is_settled_and_reopened(client: Client) -> None:
+    (first, *_) = client.get("/attention?kind=failed").json()["items"]
+    body = {"kind": "failed", "subjects": [{"subject": first["subject"]}], "reason": "asked the bank"}
+    problem(client.post("/attention/resolve", body, "viewer"), 403, "role_refused")
+    assert client.post("/attention/resolve", body).json() == {"settled": 1}
+    problem(client.post("/attention/ignore", body), 409, "state_changed")
+    (settled,) = client.get("/attention?kind=failed&settled=true").json()["items"]
+    assert settled["resolution"]["operator"] == "shop-operator"
+    assert client.post("/attention/reopen", body).json() == {"settled": 1}
+    assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
+
+
+_WRONG_REPLAYS: list[tuple[Any, int, str]] = [
+    ({}, 400, "nothing_chosen"),
+    ({"state": "failed"}, 400, "reason_missing"),
+    ({"state": "held", "reason": "r"}, 400, "nothing_chosen"),
+    ({"ids": ["none"], "reason": "r"}, 404, "unknown_id"),
+    ({"ids": ["none"], "state": "failed", "reason": "r"}, 400, "request_malformed"),
+    ({"state": "failed", "reason": "r", "dryrun": True}, 400, "request_malformed"),
+    ({"state": "failed", "reason": 1}, 400, "request_malformed"),
+    ({"since": "yesterday", "reason": "r"}, 400, "parameter_refused"),
+    ([], 400, "request_malformed"),
+]
+
+
+def test_a_replay_that_cannot_be_meant(client: Client) -> None:
+    for body, status, reason in _WRONG_REPLAYS:
+        problem(client.post("/replays", body), status, reason)
+
+
+def test_a_body_that_is_none(client: Client) -> None:
+    client.key = KEYS["operator"]
+    json = {"Content-Type": "application/json; charset=utf-8"}
+    for body in (b"", b"{", b"[" * 100_000, b"\xff", b'{"reason": "\\ud800"}'):
+        problem(client.ask("POST", "/replays", content=body, headers=json), 400, "request_malformed")
+    problem(client.ask("POST", "/replays", content=b"x" * (130 << 10), headers=json), 413, "body_too_large")
+    problem(client.ask("POST", "/replays", content=b"{}"), 415, "media_type_refused")
+    problem(client.ask("POST", "/replays", data={"state": "failed"}), 415, "media_type_refused")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +320,7 @@ def test_schemathesis_finds_nothing(client: Client) -> None:
         tried += 1
 
         @seed(1)
-        @hypothesis(max_examples=25, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @hypothesis(max_examples=10, database=None, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=st.one_of([operation.as_strategy(mode) for mode in GenerationMode]))
         def holds(case: Any) -> None:
             # A cursor is opaque: one that is made up is none, which the document cannot say.

@@ -17,7 +17,7 @@ from tests.support import EXPECTED_CASUAL, recorded, secrets
 from tests.workers import material
 from tests.workers.material import ENDPOINTS, SEAL, delivered, envelope, only_payment, rows, sealed, states
 from workers.audit import Actor, Audit
-from workers.ledger import queries, replays
+from workers.ledger import queries, replays, tables
 from workers.ledger.bodies import Bodies
 from workers.ledger.revision import Revision
 from workers.ledger.tables import audit, notifications, payments, replay_items
@@ -450,3 +450,27 @@ def test_a_job_names_its_replay() -> None:
 
 def test_every_outcome_has_a_word_of_its_own() -> None:
     assert len({outcome.value for outcome in Outcome}) == len(Outcome)
+
+
+# -- with a key of the client
+
+
+def test_a_key_makes_one_replay_for_ever(desk: Desk) -> None:
+    row = failed_one(desk)
+    chosen = Chosen(ids=(row.id,))
+    first = desk.replays.create(ANNA, chosen, "mended", "key")
+    desk.run(first["id"])
+    # The replay is over: without the key this would be a second one.
+    again = desk.replays.create(ANNA, chosen, " mended ", "key")
+    assert (again["id"], again["state"]) == (first["id"], "done")
+    with pytest.raises(NotDone) as refused:
+        desk.replays.create(ANNA, chosen, "another reason", "key")
+    assert refused.value.reason == "idempotency_key_reused"
+    assert len(rows(desk.engine, tables.replays)) == 1
+
+
+def test_a_key_is_not_used_up_by_what_was_refused(desk: Desk) -> None:
+    row = failed_one(desk)
+    with pytest.raises(NotDone):
+        desk.replays.create(ANNA, Chosen(ids=("none",)), "mended", "key")
+    assert desk.replays.create(ANNA, Chosen(ids=(row.id,)), "mended", "key")["state"] == "running"

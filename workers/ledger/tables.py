@@ -266,6 +266,17 @@ audit = Table(
 """What operators did; triggers refuse a change. See `workers.audit`."""
 
 
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("client", keyed(100), primary_key=True),
+    Column("key", keyed(200), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("replay_id", keyed(36), nullable=False),
+    Column("used_at", UtcTime, nullable=False),
+)
+"""Which replay a client of the API asked for with an ``Idempotency-Key``; `digest` is of what it asked for."""
+
 ended_sessions = Table(
     "ended_sessions",
     metadata,

@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from receiver.errors import STATUS_OF, Reason
 from receiver.providers import PROVIDERS
-from workers.attention import Kind
+from workers.attention import MOST_AT_ONCE, Kind
+from workers.audit import LONGEST_REASON
 from workers.console.api.problems import Declined
 from workers.ledger import queries
 from workers.ledger.pages import LONGEST_PAGE, PAGE
@@ -32,6 +33,8 @@ PaymentState = Annotated[str, _one_of(queries.PAYMENT_STATES)]
 Moment = Annotated[str, Meta(max_length=40, extra_json_schema={"format": "date-time"})]
 Search = Annotated[str, Meta(min_length=1, max_length=LONGEST_SEARCH)]
 Cursor = Annotated[str, Meta(min_length=1, max_length=2000, description="`next` of the page before.")]
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+Reasoned = Annotated[str, Meta(max_length=LONGEST_REASON)]
 Limit = Annotated[int, Meta(ge=1, le=LONGEST_PAGE)]
 
 
@@ -97,6 +100,39 @@ class Audit(_Asked, frozen=True):
     subject: Search | msgspec.UnsetType = msgspec.UNSET
     cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
     limit: Limit = PAGE
+
+
+class NewReplay(_Asked, frozen=True):
+    """What to replay: these `ids`, or all notifications that a filter finds."""
+
+    reason: Reasoned = ""
+    """Why; it stays in the audit trail. Needed unless it is a dry run."""
+    dry_run: bool = False
+    """Only says what it would do."""
+    ids: Annotated[list[Id], Meta(max_length=1000)] = []
+    state: NotificationState | msgspec.UnsetType = msgspec.UNSET
+    provider: Provider | msgspec.UnsetType = msgspec.UNSET
+    facility: Facility | msgspec.UnsetType = msgspec.UNSET
+    since: Moment | msgspec.UnsetType = msgspec.UNSET
+    until: Moment | msgspec.UnsetType = msgspec.UNSET
+    search: Search | msgspec.UnsetType = msgspec.UNSET
+
+
+class Why(_Asked, frozen=True):
+    reason: Reasoned = ""
+
+
+class Subject(_Asked, frozen=True):
+    subject: Annotated[str, Meta(min_length=1, max_length=300)]
+    """A notification's id, or the `payment_id` of a mismatch."""
+    provider: Facility | msgspec.UnsetType = msgspec.UNSET
+    facility: Facility | msgspec.UnsetType = msgspec.UNSET
+
+
+class Settlement(_Asked, frozen=True):
+    kind: Kind
+    subjects: Annotated[list[Subject], Meta(min_length=1, max_length=MOST_AT_ONCE)]
+    reason: Annotated[str, Meta(min_length=1, max_length=LONGEST_REASON)]
 
 
 def given(value: str | msgspec.UnsetType) -> str | None:

@@ -204,3 +204,8 @@ class Health(_Object, frozen=True):
     database: dict[str, Any]
     spool: dict[str, Any]
     problems: list[str]
+
+
+class Settled(_Object, frozen=True):
+    settled: int
+    """How many: all that were named."""

@@ -13,14 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from receiver.errors import Reason
-from workers.console.api import asked, objects, reads
+from receiver.settings import Role
+from workers.console.api import asked, objects, reads, writes
 from workers.console.api.openapi import document
 from workers.console.api.operation import Operation, respond
 from workers.console.api.problems import HANDLERS
 from workers.console.site import Site
+from workers.replay import Preview
 
 _CURSOR = (Reason.CURSOR_MALFORMED,)
 _ID = (Reason.UNKNOWN_ID,)
+_CHANGE = (Reason.UNKNOWN_ID, Reason.REASON_MISSING)
 
 OPERATIONS: Sequence[Operation] = (
     Operation(
@@ -43,6 +46,60 @@ OPERATIONS: Sequence[Operation] = (
     Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
     Operation("GET", "/reconciliations", reads.reconciliations, objects.ReconciliationList, asked.Reconciliations),
     Operation("GET", "/reconciliations/{id}", reads.reconciliation, objects.ReconciliationDetail, reasons=_ID),
+    Operation(
+        "POST",
+        "/replays",
+        writes.create_replay,
+        Preview,
+        body=asked.NewReplay,
+        role=Role.OPERATOR,
+        created=objects.Replay,
+        idempotent=True,
+        reasons=(
+            *_CHANGE,
+            Reason.NOTHING_CHOSEN,
+            Reason.TOO_MANY_FOUND,
+            Reason.ALREADY_IN_REPLAY,
+            Reason.IDEMPOTENCY_KEY_REUSED,
+        ),
+    ),
+    Operation(
+        "POST",
+        "/replays/{id}/approve",
+        writes.approve_replay,
+        objects.Replay,
+        body=asked.Why,
+        role=Role.APPROVER,
+        reasons=(*_CHANGE, Reason.SECOND_OPERATOR_NEEDED, Reason.STATE_CHANGED),
+    ),
+    *(
+        Operation(
+            "POST",
+            f"/replays/{{id}}/{word}",
+            handler,
+            objects.Replay,
+            body=asked.Why,
+            role=Role.OPERATOR,
+            reasons=(*_CHANGE, Reason.STATE_CHANGED),
+        )
+        for word, handler in (
+            ("pause", writes.pause_replay),
+            ("resume", writes.resume_replay),
+            ("cancel", writes.cancel_replay),
+        )
+    ),
+    *(
+        Operation(
+            "POST",
+            f"/attention/{word}",
+            handler,
+            objects.Settled,
+            body=asked.Settlement,
+            role=Role.OPERATOR,
+            reasons=(*_CHANGE, Reason.STATE_CHANGED),
+        )
+        for word, handler in (("resolve", writes.resolve), ("ignore", writes.ignore), ("reopen", writes.reopen))
+    ),
     Operation("GET", "/health", reads.health, objects.Health),
 )
 
