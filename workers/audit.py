@@ -137,7 +137,7 @@ class Audit:
                 faults.append(Fault(row.number, "does not follow the entry before it"))
             if row.hash != _hash(row._asdict()):
                 faults.append(Fault(row.number, "was changed"))
-            if msgspec.json.decode(row.facts).get(_UNCHECKED):
+            if _facts(row).get(_UNCHECKED):
                 faults.append(Fault(row.number, "was added when the seal before it could not be checked"))
             if self._sealed(row):
                 unsealed = None
@@ -195,7 +195,7 @@ def entry(row: Any) -> dict[str, Any]:
         "action": row.action,
         "subject": row.subject or None,
         "reason": row.reason or None,
-        "facts": msgspec.json.decode(row.facts),
+        "facts": _facts(row),
         "hash": row.hash,
     }
 
@@ -217,6 +217,14 @@ def _rows(connection: Connection) -> Iterator[Row[Any]]:
     ).all():
         yield from rows
         number = rows[-1].number
+
+
+def _facts(row: Any) -> dict[str, Any]:
+    """Empty where somebody put in what we never wrote: the entry is shown all the same; `verify` says what it is."""
+    try:
+        return msgspec.json.decode(row.facts, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        return {}
 
 
 def _derived(key: Secret, use: bytes) -> bytes:

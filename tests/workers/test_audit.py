@@ -141,6 +141,8 @@ def test_many_at_once_make_one_chain(engine: Engine, kept: Audit) -> None:
         ([update(audit).where(audit.c.number == 2).values(reason="x")], (2, "was changed")),
         ([update(audit).where(audit.c.number == 2).values(operator="bert")], (2, "was changed")),
         ([update(audit).where(audit.c.number == 2).values(facts="{}")], (2, "was changed")),
+        ([update(audit).where(audit.c.number == 2).values(facts="no JSON")], (2, "was changed")),
+        ([update(audit).where(audit.c.number == 2).values(facts="[]")], (2, "was changed")),
         ([delete(audit).where(audit.c.number == 2)], (2, "is missing")),
         ([delete(audit).where(audit.c.number == 1)], (1, "is missing")),
         ([update(audit).where(audit.c.number == 3).values(seal="0" * 64)], (3, "has a seal that does not fit")),
@@ -163,6 +165,16 @@ def test_a_chain_written_anew_has_no_seals(engine: Engine, kept: Audit) -> None:
     # Nor does it help to wait for the next honest entry.
     add(engine, kept, "d")
     assert faults(engine, kept) == [(4, "was added when the seal before it could not be checked")]
+
+
+def test_facts_that_nobody_can_read_hide_no_entry(engine: Engine, kept: Audit) -> None:
+    add(engine, kept, "a", "b")
+    forge(engine, update(audit).where(audit.c.number == 1).values(facts="no JSON"))
+    with queries.reading(engine) as connection:
+        assert [(entry["number"], entry["facts"]) for entry in trail.listed(connection)] == [
+            (2, {"kind": "failed"}),
+            (1, {}),
+        ]
 
 
 def test_seal_keys_come_and_go(engine: Engine) -> None:
