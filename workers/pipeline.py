@@ -38,8 +38,9 @@ class Pipeline:
     def process(self, *sealed: bytes) -> Recorded:
         """Batches, in one transaction. Raises `BatchError` for one that cannot be opened, `LedgerAway` while the
         database is away."""
-        envelopes = [envelope for batch in sealed for envelope in open_batch(batch, self._seal)]  # 9 open
-        return self.record(envelopes)
+        opened = [envelope for batch in sealed for envelope in open_batch(batch, self._seal)]  # 9 open
+        # A batch that reached Redis although it seemed not to comes from the spool too, perhaps into the same turn.
+        return self.record(list({envelope.id: envelope for envelope in opened}.values()))
 
     def record(self, envelopes: Sequence[Envelope]) -> Recorded:
         """Steps 10 to 12, also for what no sender posted: rows of a settlement file. Raises `LedgerAway`."""

@@ -73,6 +73,14 @@ def test_a_batch_that_runs_again_has_no_effect(ledger: Ledger, engine: Engine) -
     assert (rows(engine, notifications), rows(engine, payments)) == before
 
 
+def test_a_batch_that_comes_twice_at_once_counts_once(ledger: Ledger, engine: Engine) -> None:
+    envelopes = good()
+    done = pipeline(ledger).process(sealed(*envelopes), sealed(*envelopes))
+    assert [item.envelope for item in done.new] == envelopes
+    assert (done.duplicates, done.conflicts) == ([], [])
+    assert [row.deliveries for row in rows(engine, notifications)] == [1] * len(envelopes)
+
+
 def test_opens_what_an_old_seal_key_sealed(ledger: Ledger) -> None:
     old = Seal(secrets("seal-old"), "batch")
     message = SEAL.open(sealed(*good()))
