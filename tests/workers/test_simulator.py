@@ -15,6 +15,7 @@ import httpx
 import msgspec
 import pytest
 
+from receiver.cards import masked_message
 from receiver.errors import Quarantined, Refused
 from receiver.expected import expectation_from
 from receiver.notification import Expectation
@@ -512,3 +513,13 @@ def test_chaos_against_a_receiver(name: str) -> None:
         assert summary.refused_as_meant == 0
     else:
         assert summary.refused_as_meant > 0
+
+
+@pytest.mark.parametrize("provider", sorted(SENDERS))
+def test_nothing_in_it_looks_like_a_card_number(provider: str) -> None:
+    """It would be masked, and what is stored would differ from what was sent."""
+    endpoint, random = ENDPOINTS[provider], Random(1)
+    for serial in range(2000):
+        for outgoing in SENDERS[provider].payment(endpoint, random, 400_000 + serial, None):
+            message = message_from(provider, httpx.Headers(dict(outgoing.headers)), outgoing.body)
+            assert masked_message(message, PROVIDERS[provider], endpoint) == (message, {})

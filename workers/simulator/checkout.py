@@ -40,7 +40,7 @@ def payment(endpoint: CheckoutEndpoint, random: Random, serial: int, format: str
         # Whole tens: KWD asks for them, and so does Octopus.
         "amount": random.randrange(100, 30_000) * 10,
         "currency": "HKD" if method == OCTOPUS else random.choice(CURRENCIES),
-        "metadata": {"order_id": f"SIM-{random.getrandbits(32):08x}-{serial}"},
+        "metadata": {"order_id": f"SIM-{random.getrandbits(32):08x}x{serial}"},
     }
     source = {"id": _id("src", random, serial), "type": method}
     if method == CARD:

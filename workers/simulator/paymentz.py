@@ -33,7 +33,7 @@ def payment(endpoint: PaymentzEndpoint, random: Random, serial: int, format: str
         # Two decimals in every currency, as in the recorded samples.
         "amount": f"{random.randint(1, 500)}.{random.choice(('00', '50', '99'))}",
         "currency": random.choice(CURRENCIES),
-        "merchantTransactionId": f"SIM-{random.getrandbits(32):08x}-{serial}",
+        "merchantTransactionId": f"SIM-{random.getrandbits(32):08x}x{serial}",
     }
     minute = random.randint(0, 58)
     return [
