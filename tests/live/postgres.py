@@ -58,8 +58,15 @@ class Postgres:
         eventually(started, 40, "PostgreSQL")
 
     def stop(self, mode: str = "fast") -> None:
-        if self._server is not None and self.pids():
-            self._control("-w", "-m", mode, "stop")
+        if self._server is None:
+            return
+
+        def stopped() -> bool:
+            if self._alive():
+                self._control("-w", "-m", mode, "stop")
+            return not self._alive()
+
+        eventually(stopped, 60, "the end of PostgreSQL")
 
     def kill(self) -> None:
         """kill -9 of the postmaster; its children end when they notice."""
@@ -95,6 +102,13 @@ class Postgres:
             return False
         finally:
             engine.dispose()
+
+    def _alive(self) -> bool:
+        try:
+            os.kill(self._postmaster(), 0)
+        except (OSError, ValueError, IndexError):
+            return False
+        return True
 
     def _postmaster(self) -> int:
         return int((self.data / "postmaster.pid").read_text().split("\n")[0])
