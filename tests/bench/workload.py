@@ -103,8 +103,12 @@ class Installation:
 
     def waiting(self) -> int:
         queue = Queue(QUEUE, connection=self.redis, serializer=Serializer)
-        length: Any = self.redis.llen(queue.key)
-        return int(length) + int(queue.started_job_registry.get_job_count(cleanup=False))
+        pipeline = self.redis.pipeline(transaction=True)
+        # A job that a worker takes is for a moment in neither the queue nor its registry.
+        for key in (queue.key, queue.intermediate_queue.key):
+            pipeline.llen(key)
+        pipeline.zcard(queue.started_job_registry.key)
+        return int(sum(pipeline.execute()))
 
     def stored(self) -> tuple[int, int]:
         """Notifications, and deliveries that were repeats."""
