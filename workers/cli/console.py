@@ -36,6 +36,7 @@ def console(
     processes.require_schema(settings)
     import uvicorn
 
+    from receiver.server import Connection
     from workers.console.app import build
 
     application = build(settings)
@@ -43,7 +44,7 @@ def console(
     server = uvicorn.Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=Connection,
             loop="uvloop",
             lifespan="on",
             ws="none",
