@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from redis import Redis
 from rq import Queue
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select, update
 
 from receiver import logs, metrics
 from receiver.connection import QUEUE, Serializer
@@ -28,6 +28,7 @@ from receiver.signing import Seal
 from workers.audit import Action, Actor, Audit
 from workers.ledger import queries
 from workers.ledger.database import away_when_it_fails
+from workers.ledger.documents import update_each
 from workers.ledger.ledger import Recorded
 from workers.ledger.replays import State, locked, stalled
 from workers.ledger.revision import Revision
@@ -204,23 +205,20 @@ def _waiting(connection: Connection, replay_id: str, size: int, only: Sequence[s
     return connection.scalars(query.order_by(columns.notification_id).limit(size)).all()
 
 
-_MARK = (
-    update(replay_items)
-    .where(replay_items.c.replay_id == bindparam("of"), replay_items.c.notification_id == bindparam("id"))
-    .values(outcome=bindparam("as"), result=bindparam("said"), done_at=bindparam("at"))
-)
-
-
 def _note(connection: Connection, row: Any, results: Sequence[Result]) -> None:
     """Marks what was done, in the same transaction that did it."""
     now = datetime.now(UTC)
-    connection.execute(
-        _MARK,
-        [
-            {"of": row.id, "id": each.notification_id, "as": each.outcome.value, "at": now, "said": _encoded(each)}
-            for each in results
-        ],
-    )
+    done = [
+        {
+            "replay_id": row.id,
+            "notification_id": each.notification_id,
+            "outcome": each.outcome.value,
+            "result": _encoded(each),
+            "done_at": now,
+        }
+        for each in results
+    ]
+    update_each(connection, replay_items, done)
     outcomes = msgspec.json.decode(row.outcomes, type=dict[str, int])
     for outcome, count in counted(results).items():
         outcomes[outcome] = outcomes.get(outcome, 0) + count

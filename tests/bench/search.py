@@ -23,7 +23,7 @@ from receiver.notification import utc
 from tests.servers import running_postgres
 from workers import attention
 from workers.ledger import activity, database, pages, queries
-from workers.ledger.ledger import Ledger
+from workers.ledger.documents import insert_new
 from workers.ledger.queries import Filter
 from workers.ledger.tables import notifications, payments
 
@@ -34,7 +34,6 @@ _TIMES = 9
 
 def fill(engine: Engine, count: int, now: datetime) -> None:
     """`count` notifications of the last 30 days, half of them of the last, and two payments for three of them."""
-    ledger = Ledger(engine)
     body = b"paymentAmount=12.50&" * 15
     began = int((now - timedelta(days=30)).timestamp() * 1000)
     last_day = int((now - timedelta(days=1)).timestamp() * 1000)
@@ -78,8 +77,8 @@ def fill(engine: Engine, count: int, now: datetime) -> None:
             if n % 3 != 1:
                 paid.append(_payment(provider, facility, payment_id, n, utc(ms * 1000)))
         with engine.begin() as connection:
-            ledger._insert_new(connection, notifications, told)
-            ledger._insert_new(connection, payments, paid)
+            insert_new(connection, notifications, told)
+            insert_new(connection, payments, paid)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
         if engine.dialect.name == "postgresql":

@@ -36,7 +36,7 @@ from tests.workers.material import (
 )
 from tests.workers.settlement import Desk, bank_row, refund, row
 from workers.cli import starter
-from workers.ledger import database
+from workers.ledger import database, documents
 from workers.ledger.bodies import Bodies
 from workers.ledger.ledger import Ledger
 from workers.ledger.revision import Revision
@@ -415,7 +415,7 @@ def test_a_payment_that_a_rebuild_removed_meanwhile_is_made_again(
     """Between the worker's insert, which finds it there, and its lock."""
     ledger = Ledger(engine)
     ledger.record([processed("k1", material.event(payment_id="pay_1", amount=5, currency="EUR"))])
-    insert_new = ledger._insert_new
+    insert_new = documents.insert_new
 
     def removed_after(connection: Any, table: Any, given: Any) -> Any:
         found = insert_new(connection, table, given)
@@ -423,7 +423,7 @@ def test_a_payment_that_a_rebuild_removed_meanwhile_is_made_again(
             connection.execute(delete(payments))
         return found
 
-    monkeypatch.setattr(ledger, "_insert_new", removed_after)
+    monkeypatch.setattr("workers.ledger.ledger.insert_new", removed_after)
     ledger.record([processed("k2", material.event(payment_id="pay_1", minute=1, amount=7, currency="EUR"))])
     assert only_payment(engine).amount == 7
 

@@ -177,6 +177,30 @@ def test_what_was_held_is_judged_by_the_expectation_that_came(desk: Desk, engine
     assert result["payment_after"]["amount"] == "12.50"
 
 
+def test_no_statement_is_sent_for_each_notification(desk: Desk, engine: Engine) -> None:
+    sent: list[bool] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def count(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        # SQLite has no server to wait for: one statement there runs for each row.
+        sent.append(executemany and engine.dialect.name == "postgresql")
+
+    known = msgspec.json.decode(CAPTURED.body)["data"]["id"].encode()
+    counts = []
+    for number in (2, 40):
+        keys = [f"{number}-{n}" for n in range(number)]
+        bodies = {key: CAPTURED.body.replace(known, b"pay_" + key.encode()) for key in keys}
+        desk.pipeline.process(sealed(*(delivered(CAPTURED, dedupe_key=key, body=bodies[key]) for key in keys)))
+        break_(engine, *keys)
+        replay_id = desk.replays.create(ANNA, Chosen(state="failed"), "mended")["id"]
+        sent.clear()
+        desk.run(replay_id)
+        counts.append(len(sent))
+        assert not any(sent)
+        assert desk.shown(replay_id)["outcomes"] == {"new_payment": number}
+    assert counts[0] == counts[1]
+
+
 def test_a_repeat_that_was_not_understood_has_no_second_effect(desk: Desk, engine: Engine) -> None:
     """It was quarantined under the key of its bytes; the sender sent it again, and that was understood."""
     good = delivered(CAPTURED)

@@ -10,28 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import (
-    JSON,
-    Connection,
-    Engine,
-    LargeBinary,
-    Table,
-    Text,
-    TextClause,
-    and_,
-    bindparam,
-    cast,
-    column,
-    func,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, Engine, TextClause, and_, bindparam, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -42,6 +24,7 @@ from receiver.settings import Settings
 from receiver.signing import digest
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails, open_engine, url
+from workers.ledger.documents import insert_new
 from workers.ledger.payments import expectation_key, fold, token_key
 from workers.ledger.returns import rows_to_note
 from workers.ledger.rows import Interpreted as Interpreted
@@ -79,7 +62,6 @@ LOCK_TO_READ = text(
 _LOCK_TO_WRITE = text("SELECT pg_advisory_xact_lock(:locks, number) FROM unnest(CAST(:numbers AS int[])) AS number")
 
 _EVENT = msgspec.json.Decoder(PaymentEvent)
-_JSON = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +132,7 @@ class Ledger:
             self._lock(connection, LOCK_TO_READ, announced(batch))
             # Always in the same order, so that two workers never wait for each other's rows crosswise.
             rows = sorted((notification_row(item, self.bodies) for item in batch), key=_in_order_of("dedupe_key"))
-            inserted = {row.id for row in self._insert_new(connection, notifications, rows)}
+            inserted = {row.id for row in insert_new(connection, notifications, rows)}
             recorded.new = [item for item in batch if item.envelope.id in inserted]
             if len(inserted) < len(batch):
                 again = [item.envelope for item in batch if item.envelope.id not in inserted]
@@ -194,13 +176,6 @@ class Ledger:
             rows = rows_to_note(connection, returns)
             if rows:
                 connection.execute(self._insert(browser_returns).on_conflict_do_nothing(), rows)
-
-    def _insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> Sequence[Any]:
-        """Inserts the rows whose keys are not there yet; gives the primary keys of those."""
-        if connection.dialect.name == "postgresql":
-            return connection.execute(_insert_documents(table), {"rows": _JSON.encode(rows).decode()}).all()
-        insert = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-        return connection.execute(insert, rows).all()
 
     def _lock(self, connection: Connection, statement: TextClause, keys: Iterable[PaymentKey]) -> None:
         """An expectation and what it belongs to may come at the same time, each in a transaction that does not see the
@@ -316,7 +291,7 @@ class Ledger:
         waiting = events
         while waiting:
             rows, mismatches = self._payment_rows(connection, waiting)
-            new = self._insert_new(connection, payments, rows) if rows else []
+            new = insert_new(connection, payments, rows) if rows else []
             inserted = {(row.provider, row.facility, row.payment_id) for row in new}
             recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key in inserted]
             there = self._refold(connection, waiting.keys() - inserted, recorded)
@@ -366,27 +341,6 @@ class Ledger:
                 if payment.mismatch:
                     mismatches[key] = Mismatch(key[0], key[1], payment.reference, payment.differs)
         return sorted(rows, key=_in_order_of("payment_id")), mismatches
-
-
-@cache
-def _insert_documents(table: Table) -> Any:
-    """One statement with one parameter, a JSON array of the rows. A statement with a parameter for each value is as
-    long as the batch: psycopg took nine times as long to read it as PostgreSQL takes for the insert."""
-    documents = (
-        func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
-        .table_valued(*(column(c.name, Text if isinstance(c.type, LargeBinary) else c.type) for c in table.c))
-        .render_derived(name="given", with_types=True)
-    )
-    values = [
-        func.decode(documents.c[c.name], "base64") if isinstance(c.type, LargeBinary) else documents.c[c.name]
-        for c in table.c
-    ]
-    return (
-        postgresql.insert(table)
-        .from_select(table.c.keys(), select(*values))
-        .on_conflict_do_nothing()
-        .returning(*table.primary_key.columns)
-    )
 
 
 def _in_order_of(name: str) -> Callable[[dict[str, Any]], tuple[str, str, str]]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, select, update
+from sqlalchemy import Connection, and_, delete, select
 
 from receiver.notification import PaymentEvent
 from receiver.settings import Settings
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import away_when_it_fails, open_engine, url
+from workers.ledger.documents import update_each
 from workers.ledger.ledger import (
     LOCK_TO_READ,
     Events,
@@ -90,11 +91,10 @@ class Revision(Ledger):
                 revised.taken.append(item)
                 continue
             claimed.add(key)
-            values.append({"of": row.id, **_values(row, item)})
+            values.append({"id": row.id, **_values(row, item)})
             revised.changed.append(item)
             keys |= {(row.provider, row.facility, key) for key in (row.payment_id, item.payment_id) if key}
-        if values:
-            connection.execute(_UPDATE, values)
+        update_each(connection, notifications, values)
         before = _payments(connection, keys)
         self._fold_again(connection, keys, recorded)
         revised.payments = _changes(before, _payments(connection, keys))
@@ -179,21 +179,6 @@ def _values(row: Any, item: Interpreted) -> dict[str, Any]:
     values["dedupe_key"] = bounded(item.envelope.dedupe_key) if known else row.dedupe_key
     values["fingerprint"] = item.envelope.fingerprint if known else row.fingerprint
     return values
-
-
-_UPDATE = (
-    update(notifications)
-    .where(notifications.c.id == bindparam("of"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in (
-                *("state", "reason", "detail", "processed_at", "verified", "event_type", "payment_id", "event"),
-                *("dedupe_key", "fingerprint"),
-            )
-        }
-    )
-)
 
 
 def _key_is_taken(connection: Connection, row: Any, item: Interpreted) -> bool:
