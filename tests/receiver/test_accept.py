@@ -21,6 +21,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from receiver import cards
+from receiver.accept import LOOKED_THROUGH
 from receiver.connection import connect
 from receiver.expected import held_key, register
 from receiver.inbox import Inbox
@@ -836,3 +838,21 @@ def test_a_refusal_record_holds_no_card_number(redis: Redis, application: Applic
     found = listed(redis)
     assert VISA not in str(found)
     assert "411111******1111" in found[0]["content_type"] + found[1]["content_type"]
+
+
+def test_what_a_stranger_writes_is_cut_before_it_is_searched(
+    redis: Redis, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    search = cards.masked_text
+
+    def watched(text: str) -> str:
+        searched.append(len(text))
+        return search(text)
+
+    monkeypatch.setattr(cards, "masked_text", watched)
+    digits = "4-" * 20_000
+    refused(redis, send(application, QUICKSTREAM, path=f"/notify/{digits}"), 404, "unknown_endpoint")
+    send(application, QUICKSTREAM, without=("authorization",), adding={"content-type": digits})
+    eventually(lambda: len(listed(redis)) == 2, what="two refusals")
+    assert max(searched) == LOOKED_THROUGH
