@@ -20,6 +20,8 @@ from receiver.errors import Quarantined, Reason
 
 MAX_FIELDS = 200
 MAX_DEPTH = 32
+MAX_NAME = 255
+"""Characters of a field's name, in bodies whose names go on with their values."""
 MAX_DIGITS = 18
 """Of what is read as an integer: more would not fit a 64-bit column."""
 
@@ -39,7 +41,7 @@ _XML = etree.XMLParser(
 
 
 class Fields:
-    """Named text values of a form or a flat XML document.
+    """Named text values of a form or a flat XML document. Raises `Quarantined` for a name that is none.
 
     Most names occur once, so that is what is quick: `repeated` has all occurrences of those that do not.
     """
@@ -54,6 +56,8 @@ class Fields:
                 repeated.setdefault(name, []).append(value)
             repeated = {name: values for name, values in repeated.items() if len(values) > 1}
             first |= {name: values[0] for name, values in repeated.items()}
+        if len(max(first, key=len, default="")) > MAX_NAME:
+            raise Quarantined(Reason.UNREADABLE_BODY, f"a name is longer than {MAX_NAME} characters")
         self._first = first
         self.repeated = repeated
 
@@ -116,10 +120,23 @@ def xml(body: bytes) -> tuple[str, Fields]:
     children = [(child.tag, child.text or "", len(child)) for child in root]
     pairs = [(tag, text) for tag, text, _ in children]
     if [nested for _, _, nested in children if nested]:
+        _require_limits(root)
         _require_no_mixture(root)
     if "}" in "".join([tag for tag, _ in pairs]):
         pairs = [(_local_name(tag), text) for tag, text in pairs]
     return _local_name(root.tag), Fields(pairs)
+
+
+def _require_limits(root: Any) -> None:
+    """Raises `Quarantined` for elements within elements without end: the parser itself takes 256 levels."""
+    level, depth, elements = [root], 0, 0
+    while level:
+        level = [inner for element in level for inner in element]
+        depth, elements = depth + 1, elements + len(level)
+        if depth > MAX_DEPTH:
+            raise Quarantined(Reason.UNREADABLE_BODY, f"the XML is nested deeper than {MAX_DEPTH} levels")
+        if elements > MAX_FIELDS:
+            raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
 
 
 def _require_no_mixture(root: Any) -> None:
@@ -212,6 +229,8 @@ def json_pairs(body: bytes) -> list[tuple[str, Any]]:
         raise Quarantined(Reason.UNREADABLE_BODY, "the body is not a JSON object")
     if len(pairs) > MAX_FIELDS:
         raise Quarantined(Reason.UNREADABLE_BODY, f"the JSON has more than {MAX_FIELDS} members")
+    if any(len(name) > MAX_NAME for name, _ in pairs):
+        raise Quarantined(Reason.UNREADABLE_BODY, f"a name is longer than {MAX_NAME} characters")
     return list(_settled(pairs, MAX_DEPTH, _replace_unstorable))
 
 

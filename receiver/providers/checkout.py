@@ -20,7 +20,7 @@ from receiver.errors import Quarantined, Reason, Refused
 from receiver.money import minor_from_text
 from receiver.notification import Effect, Expectation, PaymentEvent
 from receiver.providers.base import Endpoint, Identity, Message, Provider, no_token
-from receiver.reading import Json, json_object
+from receiver.reading import MAX_NAME, Json, json_object
 from receiver.signing import Secret, digest, require_hmac_sha256, require_static
 
 # The state follows from the type alone: code 10000 "Approved" also stands in refunds, voids and returns [TYPES].
@@ -323,9 +323,10 @@ def _totals(data: Json) -> tuple[dict[str, int | None], list[str]]:
 
 
 def _storable(value: Any) -> Any:
-    """Metadata with the numbers that no store keeps exactly, fractions and those over 64 bits, as their text."""
+    """Metadata with the numbers that no store keeps exactly, fractions and those over 64 bits, as their text, and with
+    names of a length that can be shown; the vendor allows 100 characters."""
     if isinstance(value, dict):
-        return {name: _storable(child) for name, child in value.items()}
+        return {name[:MAX_NAME]: _storable(child) for name, child in value.items()}
     if isinstance(value, list):
         return [_storable(child) for child in value]
     if isinstance(value, str) or (isinstance(value, int) and not -(2**63) <= value < 2**63):

@@ -730,6 +730,10 @@ def test_the_event_without_an_id() -> None:
     assert (event.effect, event.occurred_at, event.flags) == (Effect.NONE, None, ())
 
 
+def test_metadata_has_names_that_can_be_shown() -> None:
+    assert event_of(payment(metadata={"n" * 100_000: {"m" * 256: 1}})).custom == {"n" * 255: {"m" * 255: 1}}
+
+
 def test_metadata_keeps_numbers_exactly() -> None:
     body = (
         b'{"type":"x","data":{"metadata":{"a":0.10,"b":[1e400,{"c":99999999999999999999}],"d":-5,"e":true,"f":null}}}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hmac
 import json
 import signal
@@ -856,3 +857,15 @@ def test_what_a_stranger_writes_is_cut_before_it_is_searched(
     send(application, QUICKSTREAM, without=("authorization",), adding={"content-type": digits})
     eventually(lambda: len(listed(redis)) == 2, what="two refusals")
     assert max(searched) == LOOKED_THROUGH
+
+
+@pytest.mark.parametrize("name", ["quickstream", "checkout"])
+def test_nothing_is_ever_decompressed(redis: Redis, application: Application, name: str) -> None:
+    """What a sender compresses is kept as it came: a proven one is quarantined, and 10 KiB never become 10 MiB."""
+    bomb = gzip.compress(SENDERS[name].body + bytes(10 << 20))
+    adding = {"content-encoding": "gzip"}
+    if name == "checkout":
+        adding["cko-signature"] = hmac.new(b"cko-new-key", bomb, "sha256").hexdigest()
+    accepted(send(application, SENDERS[name], body=bomb, adding=adding), "quarantined")
+    (envelope,) = kept(redis)
+    assert (envelope.body, envelope.quarantine) == (bomb, "unreadable_body")

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import Quarantined, Reason
-from receiver.reading import MAX_DEPTH, MAX_FIELDS, Fields, Json, NumberText, form, json_object, json_pairs, xml
+from receiver.reading import (
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_NAME,
+    Fields,
+    Json,
+    NumberText,
+    form,
+    json_object,
+    json_pairs,
+    xml,
+)
 
 READERS: list[Callable[[bytes], Any]] = [form, xml, json_object, json_pairs]
 JSON_READERS = READERS[2:]
@@ -119,6 +130,21 @@ def test_form_with_nul_is_quarantined(body: bytes) -> None:
 def test_form_has_a_limit_of_fields() -> None:
     assert len(form(b"&".join(b"a%d=1" % n for n in range(MAX_FIELDS))).values) == MAX_FIELDS
     assert str(MAX_FIELDS) in refused(form, b"&".join([b"a=1"] * (MAX_FIELDS + 1)))
+
+
+@pytest.mark.parametrize(
+    ("reader", "body"),
+    [
+        (form, b"%s=1"),
+        (form, b"a=1&%s=2&%s=3"),
+        (form, b"%s"),
+        (xml, b"<R><%s>1</%s></R>"),
+        (json_pairs, b'{"a":1,"%s":2}'),
+    ],
+)
+def test_names_have_a_longest(reader: Callable[[bytes], Any], body: bytes) -> None:
+    reader(body.replace(b"%s", b"n" * MAX_NAME))
+    assert str(MAX_NAME) in refused(reader, body.replace(b"%s", b"n" * (MAX_NAME + 1)))
 
 
 def test_get_takes_equal_repeats_and_refuses_different_ones() -> None:
@@ -257,6 +283,16 @@ def test_xml_depth_is_limited() -> None:
 def test_xml_has_a_limit_of_elements() -> None:
     assert len(xml(b"<R>" + b"<a>1</a>" * MAX_FIELDS + b"</R>")[1].values["a"]) == MAX_FIELDS
     assert str(MAX_FIELDS) in refused(xml, b"<R>" + b"<a/>" * (MAX_FIELDS + 1) + b"</R>")
+
+
+def test_xml_depth_and_elements_are_limited_below_the_fields_too() -> None:
+    def nested(depth: int) -> bytes:
+        return b"<a>" * depth + b"</a>" * depth
+
+    xml(nested(MAX_DEPTH))
+    assert refused(xml, nested(MAX_DEPTH + 1)) == f"the XML is nested deeper than {MAX_DEPTH} levels"
+    xml(b"<R><a>" + b"<b/>" * (MAX_FIELDS - 1) + b"</a></R>")
+    assert str(MAX_FIELDS) in refused(xml, b"<R><a>" + b"<b/>" * MAX_FIELDS + b"</a></R>")
 
 
 def test_xml_long_texts_are_limited_by_the_parser() -> None:
