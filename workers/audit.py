@@ -57,6 +57,7 @@ class Action(StrEnum):
     REOPENED = "reopened"
     EXPORTED = "exported"
     PURGED = "purged"
+    RECONCILIATION_BEGUN = "reconciliation_begun"
     RECONCILED = "reconciled"
 
 

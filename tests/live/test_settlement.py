@@ -60,6 +60,9 @@ def test_finds_exactly_the_differences_that_the_file_has(installation: Installat
     assert "missing_in_file" in again.stdout
     entered = installation.json("notifications", "list", "--facility", "acme")
     assert sum(each["event_type"] == "settlement_file" for each in entered) == 4
+    trail = installation.json("audit", "list")
+    assert [each["action"] for each in trail] == ["reconciled", "reconciliation_begun"] * 2
+    assert {each["origin"].partition(" on ")[0] for each in trail} == {"command"}
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,17 @@ import msgspec
 from receiver.providers.base import Endpoint, Message
 from receiver.providers.quickstream import PROVIDER, QuickStreamEndpoint
 from receiver.providers.quickstream_settlement import HEADINGS
+from receiver.signing import Secret
 from tests.support import QUICKSTREAM
 from tests.workers.material import SEAL, envelope
+from workers.audit import Actor, Audit
 from workers.ledger.ledger import Ledger
 from workers.pipeline import Pipeline
 from workers.reconcile.findings import Finding, Result
-from workers.reconcile.run import reconcile
+from workers.reconcile.run import Books, reconcile
 from workers.simulator.cash_applied import FileRow, file_of
 
+ACTOR = Actor("jane", "a test")
 NOW = datetime(2025, 3, 7, 9, tzinfo=UTC)
 """The evening of the file, 8 pm in Sydney."""
 
@@ -94,6 +97,10 @@ class Desk:
         endpoints: dict[tuple[str, str], Endpoint] = {("quickstream", self.endpoint.facility): self.endpoint}
         return Pipeline(endpoints, self.ledger, SEAL)
 
+    @property
+    def books(self) -> Books:
+        return Books(self.ledger, self.pipeline, Audit([Secret(b"seal")]))
+
     def notified(self, receipt: str = "7004100001", **fields: str | None) -> None:
         """A notification of a card payment of 624.00, unless `fields` says otherwise; None leaves a field out."""
         values = {
@@ -122,7 +129,7 @@ class Desk:
             content = file_of(content)
         self.found = []
         given: dict[str, Any] = {"now": NOW, "tell": self.found.append} | options
-        return reconcile(self.ledger, self.pipeline, self.endpoint, io.BytesIO(content), "caf.csv", **given)
+        return reconcile(self.books, self.endpoint, io.BytesIO(content), "caf.csv", ACTOR, **given)
 
     def kinds(self, content: bytes | Iterable[FileRow], **options: Any) -> list[str]:
         """The findings' kinds, in their order."""

@@ -14,13 +14,14 @@ from receiver.providers.quickstream_settlement import HEADINGS
 from tests.support import SAMPLES
 from tests.workers.material import repeated, rows
 from tests.workers.settlement import Desk, Step, bank_row, refund, row
+from workers import audit
 from workers.ledger import reconciliations as kept
 from workers.ledger.database import open_engine
 from workers.ledger.ledger import Ledger
 from workers.ledger.queries import Filter, reading
 from workers.ledger.tables import findings, notifications, payments, reconciliations
 from workers.reconcile.overdue import days_without_file
-from workers.reconcile.reader import Unreadable
+from workers.reconcile.reader import Busy, Unreadable
 from workers.simulator.cash_applied import file_of
 
 SHORT = ["Settlement Date", "Receipt Number", "Payment Amount"]
@@ -417,7 +418,7 @@ def test_two_runs_at_once(desk: Desk, database_url: str, engine: Engine) -> None
     other = open_engine(database_url)
     with kept.Reconciliations(other).alone("quickstream", "acme") as alone:
         assert alone
-        with pytest.raises(Unreadable, match="at the moment"):
+        with pytest.raises(Busy, match="at the moment"):
             desk.reconcile([row("1")])
     assert rows(engine, reconciliations) == []
     other.dispose()
@@ -528,6 +529,38 @@ def test_every_run_leaves_its_record(desk: Desk, engine: Engine) -> None:
     }
 
 
+def test_the_audit_trail_has_who_gave_which_file_and_what_came_of_it(desk: Desk, engine: Engine) -> None:
+    desk.notified("1")
+    result = desk.reconcile([row("1", Payment_Amount="1.00"), row("2")])
+    with reading(engine) as connection:
+        ended, begun = audit.every(connection)
+        assert desk.books.audit.verify(connection).faults == []
+    file = {"endpoint": "quickstream/acme", "file": "caf.csv", "sha256": result.digest}
+    for entry, action in ((begun, "reconciliation_begun"), (ended, "reconciled")):
+        assert (entry["operator"], entry["origin"], entry["action"]) == ("jane", "a test", action)
+        assert entry["subject"] == result.id
+        assert entry["facts"].items() >= file.items()
+    assert ended["facts"] == file | {
+        "rows": 2,
+        "matched": 0,
+        "entered": 1,
+        "findings": 2,
+        "counts": {"amount_differs": 1, "missing_here": 1},
+    }
+
+
+def test_a_run_that_cannot_be_accounted_for_does_not_begin(
+    desk: Desk, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.notified("1")
+    before = everything(engine)
+    monkeypatch.setattr(audit.Audit, "add", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        desk.reconcile([row("1"), row("2")])
+    assert everything(engine) == before
+    assert rows(engine, reconciliations) == []
+
+
 def test_a_missing_file_is_known_on_banking_days(desk: Desk, engine: Engine) -> None:
     def missing(now: str) -> list[str]:
         moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
@@ -546,14 +579,30 @@ def test_a_missing_file_is_known_on_banking_days(desk: Desk, engine: Engine) -> 
     assert missing("2025-03-30T14:00")[0] == "2025-03-17"
 
 
-def test_a_dry_run_writes_nothing(desk: Desk, engine: Engine) -> None:
+def test_a_dry_run_writes_nothing_and_counts_nothing(desk: Desk, engine: Engine) -> None:
     desk.notified("1")
-    before = everything(engine)
+    before, counted = everything(engine), settlement_counts()
     result = desk.reconcile([row("1"), row("2")], write=False)
     assert (result.id, result.entered, result.counts) == (None, 0, {"missing_here": 1})
     assert not desk.found[0].entered
+    with pytest.raises(Unreadable):
+        desk.reconcile(b"\0", write=False)
+    assert settlement_counts() == counted
     assert everything(engine) == before
     assert rows(engine, reconciliations) == []
+    with reading(engine) as connection:
+        assert list(audit.every(connection)) == []
+
+
+def settlement_counts() -> list[Any]:
+    counters = (metrics.SETTLEMENT_FILES, metrics.SETTLEMENT_FINDINGS)
+    return [
+        sample
+        for counter in counters
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]
 
 
 def test_only_the_first_findings_are_kept_and_all_are_counted(

@@ -15,7 +15,7 @@ from receiver.errors import LedgerAway
 from tests.workers.material import held_up, rows
 from tests.workers.settlement import Desk, row
 from workers.ledger.ledger import Ledger
-from workers.ledger.tables import reconciliations
+from workers.ledger.tables import audit, reconciliations
 from workers.reconcile.folder import Folder, Stopped
 from workers.simulator.cash_applied import file_of
 
@@ -35,7 +35,7 @@ def watched(tmp_path: Path) -> Path:
 
 
 def folder_of(desk: Desk, path: Path, stopping: threading.Event | None = None) -> Folder:
-    return Folder(desk.endpoint, path, desk.ledger, desk.pipeline, (stopping or threading.Event()).is_set)
+    return Folder(desk.endpoint, path, desk.books, (stopping or threading.Event()).is_set)
 
 
 def names(path: Path) -> list[str]:
@@ -59,6 +59,10 @@ def test_takes_whole_files_and_moves_them(desk: Desk, watched: Path, engine: Eng
     assert folder.look() == 1
     assert names(watched) == ["done/caf.csv"]
     assert [each.file_name for each in rows(engine, reconciliations)] == ["caf.csv"]
+    assert {(each.operator, each.action) for each in rows(engine, audit)} == {
+        ("settlement_folder", "reconciliation_begun"),
+        ("settlement_folder", "reconciled"),
+    }
     assert folder.look() == 0
 
 

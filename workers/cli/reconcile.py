@@ -78,20 +78,21 @@ def _run(
     from rich.progress import Progress
 
     from receiver import logs
+    from workers.cli.acting import actor
     from workers.reconcile.reader import Unreadable
     from workers.reconcile.run import ready, reconcile
 
     logs.configure("reconcile", logging.WARNING)
     bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with ready(settings) as (ledger, pipeline), bar:
+    with ready(settings) as books, bar:
         task = bar.add_task(file.name, total=1.0)
         try:
             return reconcile(
-                ledger,
-                pipeline,
+                books,
                 endpoint,
                 content,
                 file.name,
+                actor(),
                 write=not dry_run,
                 days=days,
                 tell=shown.tell,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
@@ -45,6 +45,9 @@ _LOCKS = 1_349_481_283
 _PAGE = 2000
 _EVENT = msgspec.json.Decoder(PaymentEvent)
 
+Account = Callable[[Connection], object]
+"""Adds to the audit trail, in the transaction that it is given."""
+
 
 class Reconciliations:
     """The runs over settlement files. Every method that writes is one transaction."""
@@ -52,11 +55,12 @@ class Reconciliations:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def begin(self, values: dict[str, Any]) -> None:
+    def begin(self, values: dict[str, Any], account: Account) -> None:
         """`values` are those of the row; what is counted starts at nothing."""
         counted = {"rows": 0, "matched": 0, "entered": 0, "findings": 0, "counts": "{}"}
         with away_when_it_fails(), self._engine.begin() as connection:
             connection.execute(insert(reconciliations), values | counted)
+            account(connection)
 
     def add(self, reconciliation_id: str, found: Sequence[dict[str, Any]]) -> None:
         rows = [
@@ -71,13 +75,14 @@ class Reconciliations:
         with away_when_it_fails(), self._engine.begin() as connection:
             connection.execute(insert(findings), rows)
 
-    def finish(self, reconciliation_id: str, values: dict[str, Any]) -> None:
+    def finish(self, reconciliation_id: str, values: dict[str, Any], account: Account) -> None:
         with away_when_it_fails(), self._engine.begin() as connection:
             connection.execute(
                 update(reconciliations)
                 .where(reconciliations.c.id == reconciliation_id)
                 .values(values | {"finished_at": datetime.now(UTC)})
             )
+            account(connection)
 
     @contextmanager
     def alone(self, provider: str, facility: str) -> Iterator[bool]:

@@ -11,9 +11,15 @@ from typing import Any
 
 import msgspec
 
-from receiver import metrics
+from receiver import cards, metrics
 from workers.ledger.reconciliations import KEPT_FINDINGS, Reconciliations
 from workers.reconcile.compare import Kind
+
+
+def storable_name(file_name: str) -> str:
+    """The name of a file, of any bytes, as the ledger and a terminal take it; card numbers in it are masked."""
+    text = cards.masked_text(file_name.encode("utf-8", "replace").decode())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)[-255:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,8 @@ class Result:
 
 
 class Findings:
-    """Tells each finding once it comes, and keeps them with the run's record, in batches."""
+    """Tells each finding once it comes, and keeps them with the run's record, in batches. Without a record it is a dry
+    run: nothing is kept and nothing is counted for the alarms."""
 
     def __init__(self, result: Result, records: Reconciliations, tell: Callable[[Finding], None]) -> None:
         self._result = result
@@ -82,9 +89,10 @@ class Findings:
         result = self._result
         result.findings += 1
         result.counts[finding.kind.value] += 1
-        if result.id is not None and result.findings <= KEPT_FINDINGS:
-            self._waiting.append({"number": result.findings, **finding.as_object(), "kind": finding.kind.value})
-        metrics.SETTLEMENT_FINDINGS.labels(result.provider, result.facility, finding.kind.value).inc()
+        if result.id is not None:
+            if result.findings <= KEPT_FINDINGS:
+                self._waiting.append({"number": result.findings, **finding.as_object(), "kind": finding.kind.value})
+            metrics.SETTLEMENT_FINDINGS.labels(result.provider, result.facility, finding.kind.value).inc()
         self._tell(finding)
 
     def keep(self) -> None:

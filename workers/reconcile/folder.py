@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,9 @@ from receiver import logs
 from receiver.errors import LedgerAway
 from receiver.providers.quickstream import QuickStreamEndpoint
 from receiver.settings import Settings
-from workers.ledger.ledger import Ledger
-from workers.pipeline import Pipeline
+from workers.audit import Actor
 from workers.reconcile.reader import Unreadable
-from workers.reconcile.run import ready, reconcile
+from workers.reconcile.run import Books, ready, reconcile
 
 log = logs.get("workers.reconcile")
 
@@ -44,15 +44,14 @@ class Folder:
         self,
         endpoint: QuickStreamEndpoint,
         path: Path,
-        ledger: Ledger,
-        pipeline: Pipeline,
+        books: Books,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stopping = stopping
         self._endpoint = endpoint
         self._path = path
-        self._ledger = ledger
-        self._pipeline = pipeline
+        self._books = books
+        self._actor = Actor("settlement_folder", socket.gethostname())
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def look(self, whole_after: float = WHOLE_AFTER) -> int:
@@ -82,9 +81,7 @@ class Folder:
     def _take(self, file: Path) -> None:
         try:
             with file.open("rb") as content:
-                result = reconcile(
-                    self._ledger, self._pipeline, self._endpoint, content, file.name, progress=self._go_on
-                )
+                result = reconcile(self._books, self._endpoint, content, file.name, self._actor, progress=self._go_on)
         except Unreadable as fault:
             self._set_aside(file, str(fault))
         except OSError as error:
@@ -120,9 +117,9 @@ def watch(settings: Settings) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with ready(settings) as (ledger, pipeline):
+    with ready(settings) as books:
         folders = [
-            Folder(endpoint, endpoint.settlement_folder, ledger, pipeline, stopping.is_set)
+            Folder(endpoint, endpoint.settlement_folder, books, stopping.is_set)
             for endpoint in watched(settings)
             if endpoint.settlement_folder is not None
         ]

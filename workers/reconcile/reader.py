@@ -29,6 +29,10 @@ class Unreadable(Exception):
     """The file as a whole cannot be taken; the text is one sentence. Nothing of it was written."""
 
 
+class Busy(Unreadable):
+    """It can be taken later: another file is being reconciled."""
+
+
 class Line(msgspec.Struct, frozen=True, gc=False):
     """One row with the number of its first line. `fault` says why it could not be read."""
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import islice
 from typing import BinaryIO
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
-from receiver import cards, logs, metrics
+from receiver import logs, metrics
 from receiver.errors import LedgerAway
 from receiver.notification import new_id, now_us
 from receiver.providers.quickstream import QuickStreamEndpoint
 from receiver.settings import Settings
 from receiver.signing import Seal
+from workers.audit import Action, Actor, Audit
 from workers.ledger.ledger import Ledger, open_ledger
 from workers.ledger.queries import reading
 from workers.ledger.reconciliations import Reconciliations, only_community
 from workers.pipeline import Pipeline
-from workers.reconcile.findings import Finding, Findings, Result
+from workers.reconcile.findings import Finding, Findings, Result, storable_name
 from workers.reconcile.missing import missing_in_file, paid_payments
-from workers.reconcile.reader import Line, Reader, Unreadable
+from workers.reconcile.reader import Busy, Line, Reader, Unreadable
 from workers.reconcile.rows import BATCH, Rows, known_payments
 from workers.reconcile.seen import Seen
 from workers.reconcile.survey import Survey, survey
@@ -41,25 +43,39 @@ _SURVEYED = 0.4
 _COMPARED = 0.9
 
 
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What runs work with."""
+
+    ledger: Ledger
+    pipeline: Pipeline
+    audit: Audit
+
+    @classmethod
+    def of(cls, settings: Settings, ledger: Ledger) -> Books:
+        pipeline = Pipeline(settings.endpoints, ledger, Seal(settings.security.seal_keys, "batch"))
+        return cls(ledger, pipeline, Audit(settings.security.seal_keys))
+
+
 @contextmanager
-def ready(settings: Settings) -> Iterator[tuple[Ledger, Pipeline]]:
-    """The ledger and the pipeline of a configuration, for a process that reconciles. Raises `LedgerAway` before the
-    ledger was ever made."""
+def ready(settings: Settings) -> Iterator[Books]:
+    """The books of a configuration, for a process that reconciles. Raises `LedgerAway` before the ledger was ever
+    made."""
     if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
         raise LedgerAway("it does not exist yet; `postback up` or `postback migrate` makes it.")
     ledger = open_ledger(settings)
     try:
-        yield ledger, Pipeline(settings.endpoints, ledger, Seal(settings.security.seal_keys, "batch"))
+        yield Books.of(settings, ledger)
     finally:
         ledger.engine.dispose()
 
 
 def reconcile(
-    ledger: Ledger,
-    pipeline: Pipeline,
+    books: Books,
     endpoint: QuickStreamEndpoint,
     content: BinaryIO,
     file_name: str,
+    actor: Actor,
     *,
     write: bool = True,
     days: Days = (None, None),
@@ -70,58 +86,60 @@ def reconcile(
     """Compares a file with the ledger, enters what the ledger did not know, and keeps a record of the run.
 
     `content` must be seekable, as it is read twice. `tell` gets each finding as it comes, `progress` the share that is
-    done. Without `write` nothing at all is written.
+    done. The audit trail has `actor`, once when the run begins and once with its result. Without `write` nothing at all
+    is written, and nothing counted.
 
     Raises `Unreadable` for a file that cannot be taken, before anything is written, and `LedgerAway`.
     """
     try:
-        with Reconciliations(ledger.engine).alone(endpoint.provider, endpoint.facility) as alone:
+        with Reconciliations(books.ledger.engine).alone(endpoint.provider, endpoint.facility) as alone:
             if not alone:
-                raise Unreadable("Another settlement file is being reconciled at the moment.")
-            run = _Run(ledger.engine, pipeline, endpoint, content, write=write, tell=tell, progress=progress)
-            result = run.run(_storable(file_name), days, now or datetime.now(UTC))
+                raise Busy("Another settlement file is being reconciled at the moment.")
+            run = _Run(books, endpoint, content, actor, write=write, tell=tell, progress=progress)
+            result = run.run(storable_name(file_name), days, now or datetime.now(UTC))
     except Unreadable:
-        metrics.SETTLEMENT_FILES.labels(endpoint.provider, endpoint.facility, "refused").inc()
+        if write:
+            metrics.SETTLEMENT_FILES.labels(endpoint.provider, endpoint.facility, "refused").inc()
         raise
+    if write:
+        _say(endpoint, result)
+    return result
+
+
+def _say(endpoint: QuickStreamEndpoint, result: Result) -> None:
     outcome = "differs" if result.findings else "agrees"
     metrics.SETTLEMENT_FILES.labels(endpoint.provider, endpoint.facility, outcome).inc()
     log.info(
         "settlement_file_reconciled",
         facility=endpoint.facility,
-        file=file_name,
+        file=result.file_name,
         rows=result.rows,
         entered=result.entered,
         findings=result.findings,
     )
-    return result
-
-
-def _storable(file_name: str) -> str:
-    """A name of any bytes, as the ledger and a terminal take it."""
-    text = cards.masked_text(file_name.encode("utf-8", "replace").decode())
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)[-255:]
 
 
 class _Run:
     def __init__(
         self,
-        engine: Engine,
-        pipeline: Pipeline,
+        books: Books,
         endpoint: QuickStreamEndpoint,
         content: BinaryIO,
+        actor: Actor,
         *,
         write: bool,
         tell: Callable[[Finding], None],
         progress: Callable[[float], None],
     ) -> None:
-        self._engine = engine
-        self._pipeline = pipeline
+        self._books = books
+        self._engine = books.ledger.engine
+        self._actor = actor
         self._endpoint = endpoint
         self._content = content
         self._write = write
         self._tell = tell
         self._progress = progress
-        self._records = Reconciliations(engine)
+        self._records = Reconciliations(self._engine)
         self._size = max(content.seek(0, 2), 1)
 
     def run(self, file_name: str, days: Days, now: datetime) -> Result:
@@ -134,7 +152,16 @@ class _Run:
         seen = Seen()
         try:
             self._compare(
-                Rows(self._engine, self._pipeline, self._endpoint, community, result, findings, seen, write=self._write)
+                Rows(
+                    self._engine,
+                    self._books.pipeline,
+                    self._endpoint,
+                    community,
+                    result,
+                    findings,
+                    seen,
+                    write=self._write,
+                )
             )
             with reading(self._engine) as connection:
                 for finding in missing_in_file(connection, self._endpoint, covers, seen):
@@ -143,7 +170,7 @@ class _Run:
             seen.close()
         findings.keep()
         if result.id is not None:
-            self._records.finish(result.id, result.counted())
+            self._records.finish(result.id, result.counted(), lambda connection: self._account(connection, result))
         self._progress(1.0)
         return result
 
@@ -184,8 +211,18 @@ class _Run:
         if self._write:
             result.id = new_id(now_us())
             names = ("id", "provider", "facility", "file_name", "digest", "first_day", "last_day", "began_at")
-            self._records.begin({name: getattr(result, name) for name in names})
+            values = {name: getattr(result, name) for name in names}
+            self._records.begin(values, lambda connection: self._account(connection, result, begun=True))
         return result
+
+    def _account(self, connection: Connection, result: Result, *, begun: bool = False) -> None:
+        """Who, which file, and in the end what came of it."""
+        facts: dict[str, object] = {"endpoint": self._endpoint.path, "file": result.file_name, "sha256": result.digest}
+        if not begun:
+            facts |= {name: getattr(result, name) for name in ("rows", "matched", "entered", "findings")}
+            facts["counts"] = dict(result.counts)
+        action = Action.RECONCILIATION_BEGUN if begun else Action.RECONCILED
+        self._books.audit.add(connection, self._actor, action, result.id or "", facts=facts)
 
 
 def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
