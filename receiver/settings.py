@@ -89,6 +89,8 @@ class Console(_Section, frozen=True):
     """A header in which a trusted proxy names the operator whom it has signed in."""
     idle_minutes: int = 30
     session_hours: int = 12
+    max_upload: Size = Size(512 << 20)
+    """Of a settlement file that an operator gives; a million rows have some 200 MB."""
 
 
 class Queue(_Section, frozen=True):
@@ -347,6 +349,8 @@ def _check_console(console: Console) -> None:
         raise ConfigurationError("console.idle_minutes: must be between 1 and 1440.")
     if not 1 <= console.session_hours <= 7 * 24:
         raise ConfigurationError("console.session_hours: must be between 1 and 168.")
+    if console.max_upload < 1:
+        raise ConfigurationError("console.max_upload: must be 1B or more.")
 
 
 def _check_public_url(public_url: str) -> None:

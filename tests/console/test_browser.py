@@ -21,9 +21,11 @@ from tests.console.conftest import PASSWORD
 from tests.live.installation import Installation
 from tests.servers import absent, eventually
 from tests.workers.material import envelope
+from tests.workers.settlement import row
 from workers.ledger import database
 from workers.ledger.ledger import open_ledger
 from workers.pipeline import Pipeline
+from workers.simulator.cash_applied import file_of
 
 Scheme = Literal["light", "dark"]
 
@@ -265,6 +267,40 @@ def test_by_keyboard_alone(chromium: Browser, running: Installation, seats: list
     expect(page.locator("main")).to_be_focused()
 
 
+def test_a_settlement_file_is_given_without_javascript(
+    chromium: Browser, running: Installation, seats: list[Seat], axe: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "caf.csv"
+    file.write_bytes(file_of([row("9201", Payment_Amount="11.50", Surcharge_Amount="0.00"), row("9301")]))
+    page = sit(seats, chromium, running, "oscar")
+    without = chromium.new_context(
+        base_url=page.url, java_script_enabled=False, storage_state=seats[-1].context.storage_state()
+    )
+    plain = without.new_page()
+    plain.goto("/reconciliations")
+    plain.get_by_label("Cash Applied File").set_input_files(file)
+    plain.get_by_label("Whose file").select_option("quickstream/acme")
+    plain.get_by_role("button", name="Only look").click()
+    expect(plain.get_by_text("Nothing was written")).to_be_visible()
+    looked = plain.url
+    plain.get_by_role("link", name="give the file again").click()
+    plain.get_by_label("Cash Applied File").set_input_files(file)
+    plain.get_by_role("button", name="Reconcile").click()
+    expect(plain.get_by_role("heading", name=re.compile("caf.csv"))).to_be_visible()
+    expect(plain.get_by_text("0 agree and 1 were entered")).to_be_visible()
+    expect(plain.get_by_role("row", name=re.compile("amount differs.*10.00.*11.50"))).to_be_visible()
+    done = plain.url
+    plain.get_by_role("table").get_by_role("link", name="9301").click()
+    expect(plain.get_by_role("heading", name="captured")).to_be_visible()
+    without.close()
+    for path in ("/reconciliations", looked, done):
+        page.goto(path)
+        assert violations(page, axe) == [], path
+        page.set_viewport_size({"width": 360, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+        page.set_viewport_size({"width": 1280, "height": 800})
+
+
 @pytest.fixture(scope="module")
 def axe() -> str:
     """The source of axe-core, from where `AXE_CORE` says."""
@@ -272,6 +308,14 @@ def axe() -> str:
     if not path.is_file():
         absent("axe-core", FileNotFoundError("AXE_CORE names no file"))
     return path.read_text()
+
+
+def violations(page: Page, axe: str, rules: str = "{}") -> list[list[object]]:
+    page.evaluate(axe)
+    found: list[list[object]] = page.evaluate(
+        f"async () => (await axe.run({rules})).violations.map(each => [each.id, each.nodes.map(node => node.html)])"
+    )
+    return found
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -286,20 +330,13 @@ def test_axe_finds_nothing(chromium: Browser, running: Installation, axe: str, s
              "/payments/quickstream/acme?id=LIVE:9201", *(f"/replays/{each}" for each in replays)]  # fmt: skip
     rules = "{}" if scheme == "light" else "{runOnly: ['color-contrast']}"
 
-    def violations() -> list[list[object]]:
-        page.evaluate(axe)
-        found: list[list[object]] = page.evaluate(
-            f"async () => (await axe.run({rules})).violations.map(each => [each.id, each.nodes.map(node => node.html)])"
-        )
-        return found
-
     for path in paths:
         page.goto(path)
-        assert violations() == [], path
+        assert violations(page, axe, rules) == [], path
         page.set_viewport_size({"width": 360, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
         page.set_viewport_size({"width": 1280, "height": 800})
     seat.context.clear_cookies()
     page.goto("/sign-in")
-    assert violations() == []
+    assert violations(page, axe, rules) == []
     seat.context.close()

@@ -130,6 +130,7 @@ def test_a_whole_file(folder: Path) -> None:
         (),
     )
     assert (loaded.console.idle_minutes, loaded.console.session_hours) == (30, 12)
+    assert loaded.console.max_upload == 512 << 20
     assert list(loaded.endpoints) == [
         ("quickstream", "acme"),
         ("quickstream", "Octane.2-x_y"),
@@ -287,6 +288,7 @@ def test_bad_bind(bind: str) -> None:
          "console.trusted_proxies[0]: must not be every address."),
         ('bind = "[::1]:8081"', "idle_minutes = 0", "console.idle_minutes: must be between 1 and 1440."),
         ('bind = "[::1]:8081"', "session_hours = 169", "console.session_hours: must be between 1 and 168."),
+        ('bind = "[::1]:8081"', 'max_upload = "0B"', "console.max_upload: must be 1B or more."),
         ('seal_keys = ["env:TEST_SEAL_KEY", "file:secrets/seal"]', "", "security.seal_keys: is missing."),
         ('["env:TEST_SEAL_KEY", "file:secrets/seal"]', "[]", "security.seal_keys: at least one key is needed."),
         ('"127.0.0.1:8080"', '"8080"', "receive.bind: must be host:port, such as 127.0.0.1:8080."),
@@ -425,6 +427,7 @@ DOCUMENT: dict[str, Any] = {
         "sign_in_header": "X-Remote-User",
         "idle_minutes": 30,
         "session_hours": 12,
+        "max_upload": "512MiB",
     },
     "queue": {"redis_url": "redis://localhost", "durability": "strict"},
     "store": {"database_url": "sqlite:///x"},

@@ -33,8 +33,10 @@ from workers.console.render import FOLDER, Renderer
 from workers.console.sessions import Ended, Sessions
 from workers.console.signin import Door
 from workers.console.site import Site, Trouble, Visit
+from workers.console.uploads import Uploads
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import open_engine, url
+from workers.ledger.ledger import Ledger
 from workers.replay import open_replays
 
 log = logs.get("workers.console.app")
@@ -46,7 +48,7 @@ def build(settings: Settings) -> ASGIApp:
     """It starts although Redis and the ledger are away, and says so. Raises `ConfigurationError`."""
     console = settings.console
     engine, redis = open_engine(url(settings)), connect(settings)
-    audit = Audit(settings.security.seal_keys)
+    audit, bodies = Audit(settings.security.seal_keys), Bodies(settings.security.body_keys)
     site = Site(
         settings=settings,
         engine=engine,
@@ -58,8 +60,9 @@ def build(settings: Settings) -> ASGIApp:
         proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
         audit=audit,
         attention=Attention(engine, audit),
-        bodies=Bodies(settings.security.body_keys),
+        bodies=bodies,
         replays=open_replays(settings),
+        uploads=Uploads(settings, Ledger(engine, bodies)),
         activity=Activity(engine, redis, list(settings.endpoints)),
         health=Health(settings),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
@@ -68,6 +71,7 @@ def build(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
+        site.uploads.close()
         engine.dispose()
         site.replays.close()
         redis.close()

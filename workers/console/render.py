@@ -39,6 +39,7 @@ class Renderer:
             "span": span,
             "amount": amount,
             "number": number,
+            "size": size,
             "plain": plain,
             "provider": provider,
             "query": query,
@@ -103,6 +104,14 @@ def amount(value: str | None, currency: str | None = None) -> str | Markup:
 
 def number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def size(value: int) -> str:
+    """Bytes in the largest unit that they fill."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= unit:
+            return f"{value / unit:.1f}".removesuffix(".0") + f"\N{NO-BREAK SPACE}{name}"
+    return f"{value}\N{NO-BREAK SPACE}bytes"
 
 
 def plain(value: Any) -> str | Markup:

@@ -1,7 +1,7 @@
 """What every page needs: who asks, whether they may, and what is proven of the form that they send.
 
-A page is a plain function of a `Visit`; it runs in a thread, since the ledger is asked there. `page` and `form` are the
-only ways to make a route of one, so that none is without a check.
+A page is a plain function of a `Visit`; it runs in a thread, since the ledger is asked there. `page` and `form`, and
+`receiving.upload` for a form with a file, are the only ways to make a route of one, so that none is without a check.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from workers.console.health import Health
 from workers.console.operators import Operator, Operators
 from workers.console.render import Renderer
 from workers.console.sessions import Ended, Session, Sessions
+from workers.console.uploads import Uploads
 from workers.ledger import queries
 from workers.ledger.bodies import Bodies
 from workers.replay import Replays
@@ -65,6 +66,7 @@ class Site:
     audit: Audit
     attention: Attention
     replays: Replays
+    uploads: Uploads
     activity: Activity
     health: Health
     renderer: Renderer
@@ -119,6 +121,12 @@ class Visit:
         """A field of the form; "" when absent."""
         return self.form.get(name, [""])[0].strip()
 
+    def take(self, fields: Fields) -> None:
+        """The fields of a form. Raises `Trouble` when they have no token of this session."""
+        self.form = fields
+        if not self.site.sessions.proves(self.given("token"), self.session.id):
+            raise Trouble(403, "This form is not from your session", "Nothing was done. Load the page and try again.")
+
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         return self.site.renderer.page(template, status, visit=self, **values)
 
@@ -136,7 +144,10 @@ def page(path: str, handler: Handler, role: Role = Role.VIEWER) -> Route:
     """A page to look at: GET changes nothing."""
 
     async def endpoint(request: Request) -> Response:
-        return await _answer(request, handler, role)
+        visit = await run_in_threadpool(identified, request)
+        if visit is None:
+            return redirect(f"/sign-in?next={quote(_wish(request), safe='')}")
+        return await answer(require_permitted(request, visit, role), handler)
 
     return Route(path, endpoint, methods=["GET"], name=handler.__name__)
 
@@ -145,30 +156,31 @@ def form(path: str, handler: Handler, role: Role) -> Route:
     """A form that does something: POST, with a token of this session."""
 
     async def endpoint(request: Request) -> Response:
-        return await _answer(request, handler, role, await read_form(request))
+        fields = await read_form(request)
+        visit = require_permitted(request, await run_in_threadpool(identified, request), role)
+        visit.take(fields)
+        return await answer(visit, handler)
 
     return Route(path, endpoint, methods=["POST"], name=handler.__name__)
 
 
-async def _answer(request: Request, handler: Handler, role: Role, fields: Fields | None = None) -> Response:
-    visit = await run_in_threadpool(_identified, request)
+def require_permitted(request: Request, visit: Visit | None, role: Role) -> Visit:
+    """Raises `Trouble` for somebody who is not signed in, or may not do it."""
     if visit is None:
-        if fields is not None:
-            raise Trouble(401, "Your session is over", "Nothing was done. Sign in and send the form again.")
-        return redirect(f"/sign-in?next={quote(_wish(request), safe='')}")
+        raise Trouble(401, "Your session is over", "Nothing was done. Sign in and send the form again.")
     request.state.visit = visit
     if not visit.operator.role.includes(role):
         raise Trouble(403, "Your role does not allow this", f"Nothing was done. It needs the role {role}.")
-    if fields is not None:
-        visit.form = fields
-        if not visit.site.sessions.proves(visit.given("token"), visit.session.id):
-            raise Trouble(403, "This form is not from your session", "Nothing was done. Load the page and try again.")
+    return visit
+
+
+async def answer(visit: Visit, handler: Handler) -> Response:
     response = await run_in_threadpool(handler, visit)
     _keep(visit, response)
     return response
 
 
-def _identified(request: Request) -> Visit | None:
+def identified(request: Request) -> Visit | None:
     """Who asks: by the session's cookie, or by the header of a trusted proxy."""
     site: Site = request.app.state.site
     address = client(request)
@@ -245,11 +257,20 @@ def _wish(request: Request) -> str:
     return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
-async def read_form(request: Request) -> Fields:
-    """The fields of a form that this site has sent. Raises `Trouble` for anything else."""
+def require_own_form(request: Request) -> None:
+    """Raises `Trouble` for a form that a page of another site has sent."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise Trouble(403, "This form is not ours", "Nothing was done. It was sent by a page of another site.")
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_form(request: Request) -> Fields:
+    """The fields of a form that this site has sent. Raises `Trouble` for anything else."""
+    require_own_form(request)
+    if content_type(request) != "application/x-www-form-urlencoded":
         raise Trouble(415, "This is not a form", "Nothing was done.")
     body = b""
     try:

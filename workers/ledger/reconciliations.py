@@ -43,6 +43,7 @@ KEPT_FINDINGS = 10_000
 # PostgreSQL's advisory locks: their first number, which is ours alone.
 _LOCKS = 1_349_481_283
 _PAGE = 2000
+_EARLIER = 5
 _EVENT = msgspec.json.Decoder(PaymentEvent)
 
 Account = Callable[[Connection], object]
@@ -151,6 +152,24 @@ def show_reconciliation(connection: Connection, reconciliation_id: str) -> dict[
         select(findings).where(findings.c.reconciliation_id == reconciliation_id).order_by(findings.c.number)
     )
     return reconciliation(row) | {"found": [finding(each) for each in found]}
+
+
+def of_same_file(connection: Connection, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Earlier runs of the endpoint over a file with the same bytes that came to their end, newest first; a few."""
+    columns = reconciliations.c
+    rows = connection.execute(
+        select(reconciliations)
+        .where(
+            columns.provider == run["provider"],
+            columns.facility == run["facility"],
+            columns.id < run["id"],
+            columns.digest == run["digest"],
+            columns.finished_at.is_not(None),
+        )
+        .order_by(columns.id.desc())
+        .limit(_EARLIER)
+    )
+    return [reconciliation(row) for row in rows]
 
 
 def reconciled_days(connection: Connection, provider: str, facility: str, since: date) -> set[date]:

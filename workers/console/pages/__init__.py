@@ -6,6 +6,7 @@ from starlette.routing import Route
 
 from receiver.settings import Role
 from workers.console.pages import attention, audit, notifications, overview, payments, reconciliations, refused, replays
+from workers.console.receiving import upload
 from workers.console.site import form, page
 
 
@@ -29,6 +30,8 @@ def routes() -> list[Route]:
         form("/replays/{id}/resume", replays.resumed, Role.OPERATOR),
         form("/replays/{id}/cancel", replays.cancelled, Role.OPERATOR),
         page("/reconciliations", reconciliations.listed),
+        upload("/reconciliations", reconciliations.given, Role.OPERATOR),
+        page("/reconciliations/uploads/{id}", reconciliations.uploading),
         page("/reconciliations/{id}", reconciliations.shown),
         page("/audit", audit.listed),
         page("/audit/verify", audit.verified),

@@ -1,30 +1,124 @@
-"""The runs over the bank's settlement files, and what each found."""
+"""The runs over the bank's settlement files, what each found, and the form that gives a file."""
 
 from __future__ import annotations
 
+import os
+from datetime import date
 from itertools import islice
+from typing import Any
 
 from starlette.responses import Response
 
-from workers.console.site import Trouble, Visit
+from receiver.providers.quickstream import QuickStreamEndpoint
+from workers import audit
+from workers.console.receiving import Attached
+from workers.console.site import Trouble, Visit, redirect
+from workers.console.uploads import FINDINGS_SHOWN, Upload
 from workers.ledger.queries import Filter
-from workers.ledger.reconciliations import list_reconciliations, show_reconciliation
+from workers.ledger.reconciliations import list_reconciliations, of_same_file, show_reconciliation
 from workers.ledger.rows import storable
 
 SHOWN = 100
-FINDINGS_SHOWN = 500
+ANSWER_WITHIN = 2.0
+"""Seconds that the answer waits for the end of a run; after them its page shows how far it is."""
+REFRESH = 2
+"""Seconds between two looks at a run that goes on."""
+
+_DAYS = ("since", "until")
 
 
 def listed(visit: Visit) -> Response:
-    with visit.ledger() as connection:
-        found = list(islice(list_reconciliations(connection, Filter(limit=SHOWN)), SHOWN))
-    return visit.page("reconciliations.html", found=found)
+    return _list(visit)
+
+
+def given(visit: Visit, file: Attached | None) -> Response:
+    """Reconciles a file, or only looks with `dry_run`. A file that cannot be taken: 422, another in hand: 409."""
+    try:
+        endpoint = _endpoint(visit)
+        days = _day(visit, "since", "The first day"), _day(visit, "until", "The last day")
+        if days[0] is not None and days[1] is not None and days[0] > days[1]:
+            raise ValueError("The first day must not be after the last one.")
+        if file is None:
+            raise ValueError("Choose a file first.")
+    except ValueError as doubt:
+        return _list(visit, 400, f"{doubt} Nothing was done.")
+    write = not visit.given("dry_run")
+    file.content.flush()
+    # A handle of its own: the request's is closed with it, and the run may take longer.
+    content = os.fdopen(os.dup(file.content.fileno()), "rb")
+    upload = visit.site.uploads.begin(endpoint, content, file.name, visit.actor, write=write, days=days)
+    upload.ended.wait(ANSWER_WITHIN)
+    if upload.refusal:
+        return _list(visit, upload.status, f"{upload.file_name}: {upload.refusal}")
+    return redirect(_place(upload))
+
+
+def uploading(visit: Visit) -> Response:
+    """How far the run over a file that was given is; then where its result is, or the result of a dry run itself."""
+    upload = visit.site.uploads.get(visit.request.path_params["id"])
+    if upload is None:
+        sentence = "The console was started again, or it was long ago. What was begun is among the reconciliations."
+        raise Trouble(404, "This upload is not known any more", sentence)
+    if not upload.ended.is_set():
+        response = visit.page("uploading.html", upload=upload)
+        # A header, as no script may run.
+        response.headers["refresh"] = f"{REFRESH}; url=/reconciliations/uploads/{upload.id}?live=1"
+        return response
+    if upload.result is None:
+        return visit.page("uploading.html", upload=upload)
+    if upload.result.id is not None:
+        return redirect(_place(upload))
+    run = upload.result.as_object() | {"finished_at": None}
+    return visit.page("reconciliation.html", run=run, dry_run=True, by=upload.by, same=[], findings=upload.findings)
 
 
 def shown(visit: Visit) -> Response:
     id_ = visit.request.path_params["id"]
     with visit.ledger() as connection:
         found = show_reconciliation(connection, id_) if storable(id_) else None
-    if found is None:
-        raise Trouble(404, "There is no such reconciliation", "No run has this id.")
-    return visit.page("reconciliation.html", run=found, findings=found["found"][:FINDINGS_SHOWN])
+        if found is None:
+            raise Trouble(404, "There is no such reconciliation", "No run has this id.")
+        by = [each["operator"] for each in audit.listed(connection, limit=1, subject=found["id"])]
+        same = of_same_file(connection, found)
+    findings = found["found"][:FINDINGS_SHOWN]
+    return visit.page(
+        "reconciliation.html", run=found, dry_run=False, by=by[0] if by else None, same=same, findings=findings
+    )
+
+
+def _place(upload: Upload) -> str:
+    if upload.result is None or upload.result.id is None:
+        return f"/reconciliations/uploads/{upload.id}"
+    return f"/reconciliations/{upload.result.id}"
+
+
+def _list(visit: Visit, status: int = 200, refused: str = "") -> Response:
+    with visit.ledger() as connection:
+        found = list(islice(list_reconciliations(connection, Filter(limit=SHOWN)), SHOWN))
+    written: dict[str, Any] = {name: visit.given(name) for name in _DAYS} | {"chosen": visit.given("endpoint")}
+    endpoints = list(_endpoints(visit))
+    return visit.page("reconciliations.html", status, found=found, endpoints=endpoints, refused=refused, **written)
+
+
+def _endpoints(visit: Visit) -> dict[str, QuickStreamEndpoint]:
+    """Those whose bank has a settlement file, by their path."""
+    return {each.path: each for each in visit.site.settings.endpoint if isinstance(each, QuickStreamEndpoint)}
+
+
+def _endpoint(visit: Visit) -> QuickStreamEndpoint:
+    """Raises `ValueError`."""
+    known = _endpoints(visit)
+    if not known:
+        raise ValueError("No endpoint has a settlement file: only those of QuickStream have.")
+    if visit.given("endpoint") not in known:
+        raise ValueError(f"Choose whose file it is: {', '.join(known)}.")
+    return known[visit.given("endpoint")]
+
+
+def _day(visit: Visit, name: str, label: str) -> date | None:
+    """Raises `ValueError`."""
+    text = visit.given(name)
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise ValueError(f"{label} must be a day such as 2026-11-24.") from None
