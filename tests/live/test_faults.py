@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -556,45 +557,43 @@ def test_sqlite_locked_by_another_writer(running: Installation, state: State) ->
 
 
 def test_postgresql_stopped_and_started_again(tmp_path: Path) -> None:
-    with postgres(tmp_path) as server:
-        folder = tmp_path / "installation"
-        folder.mkdir()
-        with installed(folder, store=f'database_url = "{server.url}"') as running:
-            state = State(running, server.url)
-            try:
-                send(running, "8700")
-                eventually(lambda: state.once(["8700"]), what="the first payment")
-                server.stop("immediate")
-                numbers = receipts(8701, 5)
-                for receipt in numbers:
-                    assert send(running, receipt) < ANSWERED_WITHIN
-                eventually(lambda: state.logged("ledger_away"), 45, "a worker without a ledger")
-                assert json.loads(running.run("health").stdout)["database"]["status"] == "away"
-                # Also one that is killed meanwhile finds its batch again.
-                kill(running, "work")
-                assert state.failed() == 0
-                server.start()
-                eventually(lambda: state.once(["8700", *numbers]), 45, "all that waited")
-                eventually(state.idle, what="an empty queue")
-                assert state.failed() == 0
+    with postgres() as server, installed(tmp_path, store=f'database_url = "{server.url}"') as running:
+        state = State(running, server.url)
+        try:
+            send(running, "8700")
+            eventually(lambda: state.once(["8700"]), what="the first payment")
+            server.stop("immediate")
+            numbers = receipts(8701, 5)
+            for receipt in numbers:
+                assert send(running, receipt) < ANSWERED_WITHIN
+            eventually(lambda: state.logged("ledger_away"), 45, "a worker without a ledger")
+            assert json.loads(running.run("health").stdout)["database"]["status"] == "away"
+            # Also one that is killed meanwhile finds its batch again.
+            kill(running, "work")
+            assert state.failed() == 0
+            server.start()
+            eventually(lambda: state.once(["8700", *numbers]), 45, "all that waited")
+            eventually(state.idle, what="an empty queue")
+            assert state.failed() == 0
 
-                # Every connection is thrown out, and the server recovers by itself.
-                os.kill(server.backends()[0], signal.SIGKILL)
-                send(running, "8710")
-                eventually(lambda: state.once(["8710"]), 45, "the payment after the crash")
-                assert state.failed() == 0
-            finally:
-                state.close()
+            # Every connection is thrown out, and the server recovers by itself.
+            os.kill(server.backends()[0], signal.SIGKILL)
+            send(running, "8710")
+            eventually(lambda: state.once(["8710"]), 45, "the payment after the crash")
+            assert state.failed() == 0
+        finally:
+            state.close()
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[Postgres]:
-    server = Postgres(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def postgres() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="postback-") as folder:
+        server = Postgres(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 # Debian's redis-server
