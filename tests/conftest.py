@@ -8,16 +8,30 @@ from pathlib import Path
 import hypothesis
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
+from tests import ledgers
 from tests.servers import Valkey, running_postgres, running_valkey
 from workers.ledger import database
 from workers.ledger.ledger import Ledger
-from workers.ledger.tables import metadata
 
 # A busy machine is no finding: no test asserts a time.
 hypothesis.settings.register_profile("postback", deadline=None)
 hypothesis.settings.load_profile("postback")
+
+_WHOLE = {"test_browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What two workers share out. Whatever breaks a whole installation, or looks how soon it answers, stays on one: two
+    of those at the same moment would only wait for each other. Modules with a server of their own stay whole as well.
+    """
+    for item in items:
+        folder, module = item.path.parent.name, item.path.stem
+        if folder in ("live", "contract"):
+            item.add_marker(pytest.mark.xdist_group("installations"))
+        elif module in _WHOLE:
+            item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +52,8 @@ def redis(valkey_server: Valkey) -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    with running_postgres() as url:
+    """One PostgreSQL for all tests that do not stop it. No test of it is about a machine that loses its power."""
+    with running_postgres(fsync=False) as url:
         database.migrate(url)
         yield url
 
@@ -48,14 +63,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty ledger's URL: every test that takes it runs on both databases."""
     if request.param == "postgresql":
         url: str = request.getfixturevalue("postgres_url")
-        engine = database.open_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("TRUNCATE " + ", ".join(metadata.tables)))
-        engine.dispose()
+        ledgers.empty(url)
         return url
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    database.migrate(url)
-    return url
+    return ledgers.new_file(tmp_path / "ledger.sqlite3")
 
 
 @pytest.fixture

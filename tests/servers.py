@@ -5,6 +5,7 @@ A server that cannot be had skips its tests on a laptop and fails them when `CI`
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -26,6 +27,11 @@ from workers import valkey
 
 T = TypeVar("T")
 
+_PORTS_OF_ONE = 4_000
+_FIRST_PORT = 12_000 + _PORTS_OF_ONE * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 5)
+# From anywhere among them: another run of the tests may be under way on this machine.
+_PORTS = itertools.cycle([_FIRST_PORT + (os.getpid() + number) % _PORTS_OF_ONE for number in range(_PORTS_OF_ONE)])
+
 
 def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "the awaited state") -> T:
     """The first true value of `look`, asked again and again until a deadline. Failing asserts inside count as false."""
@@ -43,9 +49,16 @@ def eventually(look: Callable[[], T], seconds: float = 20.0, what: str = "the aw
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system gives to outgoing connections, which might take it before its server does; each of
+    the processes that share out the tests has its own."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
 
 
 def absent(server: str, error: Exception) -> None:
@@ -136,8 +149,9 @@ def running_valkey(kind: str = "valkey") -> Iterator[Valkey]:
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """The URL of an empty PostgreSQL, as the configuration has it."""
+def running_postgres(fsync: bool = True) -> Iterator[str]:
+    """The URL of an empty PostgreSQL, as the configuration has it. Without `fsync` only a machine that loses its power
+    could lose what it committed."""
     try:
         with warnings.catch_warnings():
             # A machine without a login session has no XDG_RUNTIME_DIR; the wheel's stand-in for it does.
@@ -153,6 +167,8 @@ def running_postgres() -> Iterator[str]:
             absent("PostgreSQL", error)
             raise
         try:
+            if not fsync:
+                server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
             yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
         finally:
             server.cleanup()

@@ -15,11 +15,11 @@ from structlog.testing import capture_logs
 
 from receiver import settings as configuration
 from receiver.settings import Settings
+from tests import ledgers
 from tests.servers import Valkey
 from workers.console import passwords
 from workers.console.app import build
 from workers.console.site import Site
-from workers.ledger import database
 
 PASSWORD = "correct horse battery"
 
@@ -68,7 +68,7 @@ def settings(document: dict[str, Any], tmp_path: Path) -> Settings:
 def settings_of(document: dict[str, Any], folder: Path) -> Settings:
     """With a ledger that is up to date."""
     settings = configuration.read(document, folder)
-    database.migrate(database.url(settings))
+    ledgers.new(settings)
     return settings
 
 

@@ -16,13 +16,13 @@ from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect
 from receiver import settings as configuration
 from receiver.notification import now_us
 from receiver.signing import Seal
+from tests import ledgers
 from tests.browser import running_chromium
 from tests.console.conftest import PASSWORD
 from tests.live.installation import Installation
 from tests.servers import absent, eventually
 from tests.workers.material import envelope
 from tests.workers.settlement import row
-from workers.ledger import database
 from workers.ledger.ledger import open_ledger
 from workers.pipeline import Pipeline
 from workers.simulator.cash_applied import file_of
@@ -84,7 +84,7 @@ def quarantine(here: Installation, *receipts: str) -> None:
     """As an accept process and a worker do it whose configuration has no business LATER."""
     settings = configuration.load(here.config)
     settings.data_dir.mkdir()
-    database.migrate(database.url(settings))
+    ledgers.new(settings)
     ledger = open_ledger(settings)
     kept = Pipeline(settings.endpoints, ledger, Seal(settings.security.seal_keys, "batch"))
     common = {

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from receiver.notification import microseconds, new_id
+from tests import ledgers
 from tests.live.installation import command
 from tests.servers import Valkey
 from tests.support import recorded, secrets
@@ -54,7 +55,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, redis: Redis, valkey_server: Valkey) -> Site:
     site = Site(tmp_path, valkey_server.url)
-    database.migrate(site.url)
+    ledgers.new_file(tmp_path / "ledger.sqlite3")
     return site
 
 

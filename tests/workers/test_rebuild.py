@@ -20,6 +20,7 @@ from receiver.notification import Effect, Envelope, PaymentEvent, utc
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint
 from receiver.signing import Seal
+from tests import ledgers
 from tests.support import EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM, all_recorded, recorded, secrets
 from tests.workers import material
 from tests.workers.material import (
@@ -439,8 +440,7 @@ def installed(tmp_path: Path) -> tuple[Path, Engine, Pipeline]:
     starter.write(config)
     settings = configuration.load(config)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database.migrate(database.url(settings))
-    engine = database.open_engine(database.url(settings))
+    engine = database.open_engine(ledgers.new(settings))
     return config, engine, Pipeline(settings.endpoints, Ledger(engine), Seal(settings.security.seal_keys, "batch"))
 
 
