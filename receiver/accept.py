@@ -128,8 +128,7 @@ class Accept:
         if not self._proxies:
             return self._proxies.client(peer[0] if peer else None, ())
         forwarded_for = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        chunked = len(forwarded_for) > 1 and any(name == b"transfer-encoding" for name, _ in scope["headers"])
-        return self._proxies.client(peer[0] if peer else None, forwarded_for, chunked)
+        return self._proxies.client(peer[0] if peer else None, forwarded_for)
 
     def _credentials(self, scope: Any, route: Route, visit: Visit) -> Message:
         headers: dict[str, str] = {}

@@ -16,6 +16,9 @@ _ENDPOINT = ("provider", "facility")
 
 ACCEPTED = Counter("postback_accepted", "Notifications answered 200 and kept.", (*_ENDPOINT, "status"))
 REFUSED = Counter("postback_refused", "Requests that were refused, by reason.", (*_ENDPOINT, "reason"))
+CONNECTIONS_CLOSED = Counter(
+    "postback_connections_closed", "Connections that were closed because too many were open.", ("why",)
+)
 NOT_STORED = Counter("postback_not_stored", "Requests that neither Redis nor the spool took.", _ENDPOINT)
 CARDS_MASKED = Counter(
     "postback_card_numbers_masked", "Card numbers that were masked before they were kept.", (*_ENDPOINT, "place")

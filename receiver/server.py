@@ -4,60 +4,168 @@ for all that comes around a body."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
+import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from receiver import metrics
+from receiver.door import Door
+from receiver.errors import Reason
 
 MAX_AROUND = 64 << 10
 """Bytes of a request beside its body and what came with its beginning: a sender's headers have a few hundred."""
 PER_BODY_BYTE = 9
 """Bytes for each of a body that comes in the smallest chunks, itself included."""
 HEAD_WITHIN = 30.0
-"""Seconds in which a head must come, at the most twice as many."""
+"""Seconds in which a head must come, and an answer must be taken, at the most twice as many."""
+
+# The parser would read HTTP/0.9 and HTTP/2.0 as well, each as something that it is not.
+_VERSIONS = ("1.1", "1.0")
+_OF_UPGRADE = (b"upgrade", b"http2-settings")
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn writes the headers of an answer and its body apart, and each is a system call that wakes the client. It
-    also keeps headers without end, and waits for their end for ever, all before our source check could look."""
+    also keeps headers without end, and waits for their end for ever, all before our source check could look; takes
+    what comes behind a body for headers, and loses the body of a client that would rather speak HTTP/2."""
+
+    def __init__(self, *arguments: Any, door: Door, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._door = door
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._chunk = self._around = 0
         self._most = MAX_AROUND
-        self._waited_for: object = self
+        self._deaf = False
+        self.began = self.loop.time()
+        self._stuck_in: tuple[str, object] | None = None
         self._next_look = self.loop.call_later(HEAD_WITHIN, self._look)
         whole = WholeAnswers(cast(asyncio.Transport, transport), self.loop)
         super().connection_made(cast(asyncio.Transport, whole))
+        if not self._door.enter(self, self.client[0] if self.client else ""):
+            self._deaf = True
+            self.transport.write(_FULL)
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_look.cancel()
+        self._door.leave(self)
         super().connection_lost(exc)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn: to send the rest of a request, or the next one."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body
+
+    def hang_up(self) -> None:
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
-        self._chunk = len(data)
-        super().data_received(data)
-        self._around += len(data)
-        if self._around > self._most and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        while data:
+            self._chunk, rest = len(data), b""
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._again_without_upgrade(data[upgrade.args[0] :])
+                if not rest:
+                    self._refuse("This server is no proxy.")
+                    return
+            except httptools.HttpParserError:
+                self._refuse("The request is not well-formed HTTP.")
+                return
+            self._around += len(data)
+            if self._around > self._most and not self.transport.is_closing():
+                self._refuse("The head of the request is too large.")
+                return
+            data = rest
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that has said all may still wait for the answer."""
+        self._deaf = True
+        if not self._end_with_what_came_whole():
+            self.transport.close()
+        return True
 
     def on_message_begin(self) -> None:
         # Other requests may have come in the same piece.
         self._around, self._most = -self._chunk, MAX_AROUND
+        self.began = self.loop.time()
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise ValueError("another version of HTTP")
+        self._before: RequestResponseCycle | None = self.cycle
+        super().on_headers_complete()
+        # What comes behind the body is no header: anybody could write there what a proxy writes above.
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         self._most += len(body) * PER_BODY_BYTE
         super().on_body(body)
 
-    def _look(self) -> None:
-        """Closes a connection that waits for the same head as at the last look. A request that is being answered, and
-        the pause until the next one begins, have limits of their own."""
-        cycle: RequestResponseCycle | None = self.cycle
-        answered = cycle is None or cycle.response_complete
-        waits = answered and self.timeout_keep_alive_task is None
-        if waits and self._waited_for is cycle:
+    def _should_upgrade(self) -> bool:
+        """Asked by uvicorn once the client has asked for it: it then leaves the request alone."""
+        return True
+
+    def _again_without_upgrade(self, rest: bytes) -> bytes:
+        """The request whose head was read, and what follows, as it is without the wish for another protocol, which a
+        server may leave unanswered (RFC 9110, 7.8). Java's client has that wish by default. b"" for CONNECT."""
+        if self.scope["method"] == "CONNECT":
+            return b""
+        self.parser = httptools.HttpRequestParser(self)
+        version = self.scope["http_version"].encode()
+        lines = [b"%s %s HTTP/%s" % (self.scope["method"].encode(), self.url, version)]
+        for name, value in cast(Sequence[tuple[bytes, bytes]], self.scope["headers"]):
+            if name == b"connection":
+                wishes = [wish.strip() for wish in value.split(b",")]
+                lines.append(b"connection: " + b", ".join(wish for wish in wishes if wish.lower() not in _OF_UPGRADE))
+            elif name not in _OF_UPGRADE:
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", rest])
+
+    def _refuse(self, detail: str) -> None:
+        """Answers 400 and hears nothing more. Requests before this one, which came whole, get their own answers."""
+        self._deaf = True
+        metrics.REFUSED.labels("", "", Reason.REQUEST_MALFORMED).inc()
+        if not self._end_with_what_came_whole():
+            self.transport.write(_answer(400, b"Bad Request", Reason.REQUEST_MALFORMED, detail))
             self.transport.close()
+
+    def _end_with_what_came_whole(self) -> bool:
+        """Whether a request that came whole still waits for its answer; the connection then ends with the last such."""
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+            self.cycle = cast(RequestResponseCycle, self._before)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        return True
+
+    def _look(self) -> None:
+        """Ends a connection that is stuck in the same as at the last look: in waiting for a head, in an answer that
+        nobody takes, or in its end. A request that is being answered, and the pause until the next one begins, have
+        limits of their own."""
+        cycle: RequestResponseCycle | None = self.cycle
+        stuck_in: tuple[str, object] | None = None
+        if self.transport.is_closing():
+            stuck_in = ("end", None)
+        elif self.flow.write_paused:
+            stuck_in = ("answer", cycle)
+        elif (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
+            stuck_in = ("head", cycle)
+        if stuck_in is not None and stuck_in == self._stuck_in:
+            self.hang_up()
             return
-        self._waited_for = cycle if waits else self
+        self._stuck_in = stuck_in
         self._next_look = self.loop.call_later(HEAD_WITHIN, self._look)
 
 
@@ -74,6 +182,9 @@ class WholeAnswers:
     def write(self, data: bytes) -> None:
         if self._written:
             self._written += data
+            if len(self._written) > MAX_AROUND:
+                # Of this much, the client has to take some before the next is made.
+                self._hand_on()
         elif data:
             self._written = data
             self._loop.call_soon(self._hand_on)
@@ -89,3 +200,18 @@ class WholeAnswers:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+def _answer(status: int, phrase: bytes, reason: Reason, detail: str, more: bytes = b"") -> bytes:
+    body = msgspec.json.encode({"error": reason, "detail": detail})
+    head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n"
+    return head % (status, phrase, len(body), more) + body
+
+
+_FULL = _answer(
+    503,
+    b"Service Unavailable",
+    Reason.CONNECTIONS_FULL,
+    "Too many connections are open. Send it again.",
+    b"retry-after: 5\r\n",
+)

@@ -75,6 +75,10 @@ class Receive(_Section, frozen=True):
     body_timeout: int = 10
     """Seconds within which the whole body must have arrived."""
     max_spool: Size = Size(1 << 30)
+    max_connections: int = 5000
+    """Of one accept process."""
+    max_connections_per_address: int = 2000
+    """An IPv6 network of 64 bits is one address; `trusted_proxies` have no such limit."""
     max_held: int = 1000
     """Unverified notifications held per endpoint within a day."""
 
@@ -287,6 +291,10 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("queue.replicas: must be between 0 and 16.")
     if settings.queue.replicas and settings.queue.redis_url is None:
         raise ConfigurationError("queue.replicas: needs queue.redis_url; the embedded Valkey has no replica.")
+    if not 10 <= settings.receive.max_connections <= 100_000:
+        raise ConfigurationError("receive.max_connections: must be between 10 and 100000.")
+    if settings.receive.max_connections_per_address < 1:
+        raise ConfigurationError("receive.max_connections_per_address: must be 1 or more.")
     if settings.receive.max_held < 0:
         raise ConfigurationError("receive.max_held: must be 0 or more.")
     if settings.replay.approve_above < 0:

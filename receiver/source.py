@@ -34,6 +34,11 @@ def parse(text: str) -> Address | None:
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
 
 
+def neighbourhood(address: Address) -> str:
+    """What counts as one address where there are limits: whoever has one IPv6 address has 2**64 of them."""
+    return str(address) if address.version == 4 else f"{address.exploded[:19]}::/64"
+
+
 # The text of an address, which each envelope has: made once for each sender, not for each request.
 shown = lru_cache(maxsize=4096)(str)
 
@@ -52,11 +57,8 @@ class TrustedProxies:
         """Whether there are any: without them nobody's forwarded headers count."""
         return bool(self._networks)
 
-    def client(self, peer: str | None, forwarded_for: Sequence[bytes], chunked: bool = False) -> Address:
+    def client(self, peer: str | None, forwarded_for: Sequence[bytes]) -> Address:
         """The client's address: the last one that no proxy of ours has, or the first of all when ours have them all.
-
-        `chunked` says that the request had trailers perhaps. uvicorn puts them behind the headers, so that a client
-        could write the last address; a proxy always adds one, which makes such a request have two.
 
         Raises `Refused` when the connection has none, and when a trusted proxy names something that is none.
         """
@@ -65,8 +67,6 @@ class TrustedProxies:
             raise Refused(Reason.SOURCE_REFUSED, "The request has no client address.")
         if not self._networks or not self._trusts(address):
             return address
-        if chunked and len(forwarded_for) > 1:
-            raise Refused(Reason.SOURCE_REFUSED, "X-Forwarded-For occurs twice in a chunked request.")
         hops = [hop for value in forwarded_for for hop in value.decode("latin-1").split(",")]
         for hop in reversed(hops):
             forwarded = parse(hop.strip(" \t")) if len(hop) <= _LONGEST else None

@@ -294,17 +294,6 @@ def test_several_forwarded_headers_are_one_list(redis: Redis, application: Appli
     assert refused(redis, answer, 403, "source_refused")["source"] == "198.51.100.9"
 
 
-def test_a_trailer_that_the_server_took_for_a_header_is_not_believed(redis: Redis, application: Application) -> None:
-    headers = [(name.encode(), text.encode()) for name, text in headers_of(QUICKSTREAM).items()]
-    chunked = [(b"transfer-encoding", b"chunked"), (b"x-forwarded-for", SENDER.encode())]
-    accepted(application.post(QUICKSTREAM.path, [*chunked, *headers], QUICKSTREAM.body, client=PROXY))
-    redis.flushall()
-    proxied = [(b"transfer-encoding", b"chunked"), (b"x-forwarded-for", b"198.51.100.9")]
-    trailer = (b"x-forwarded-for", SENDER.encode())
-    answer = application.post(QUICKSTREAM.path, [*proxied, *headers, trailer], QUICKSTREAM.body, client=PROXY)
-    refused(redis, answer, 403, "source_refused")
-
-
 def test_no_client_address_at_all(redis: Redis, application: Application) -> None:
     assert refused(redis, send(application, PAYMENTZ, client=None), 403, "source_refused")["source"] == ""
 

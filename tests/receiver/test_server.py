@@ -4,6 +4,7 @@ What it reads has bounds."""
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
@@ -13,6 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from receiver import server
+from receiver.door import Door
 from receiver.server import Connection, WholeAnswers
 
 
@@ -71,11 +73,12 @@ async def measured(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
-    config = uvicorn.Config(measured, http=Connection, ws="none", log_config=None, timeout_keep_alive=60)
+async def listening(app: Any = None, door: Door | None = None) -> AsyncIterator[int]:
+    config = uvicorn.Config(app or measured, ws="none", log_config=None, timeout_keep_alive=60)
     config.load()
-    state = ServerState()
-    serving = await asyncio.get_running_loop().create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+    state, door = ServerState(), door or Door(1000, 1000)
+    loop = asyncio.get_running_loop()
+    serving = await loop.create_server(lambda: Connection(config, state, {}, door=door), "127.0.0.1", 0)
     try:
         yield serving.sockets[0].getsockname()[1]
     finally:
@@ -172,3 +175,72 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.Monke
     cut, answer = asyncio.run(scenario())
     assert cut == [b"", b""]
     assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_head_that_comes_a_byte_at_a_time_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_WITHIN", 0.05)
+
+    async def scenario() -> int:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            taken = 0
+            async with asyncio.timeout(20):
+                with suppress(ConnectionError):
+                    for byte in GET + b"X-One: " + b"a" * 100_000:
+                        writer.write(bytes([byte]))
+                        await writer.drain()
+                        taken += 1
+                        with suppress(TimeoutError):
+                            # The server's word that it has ended.
+                            await asyncio.wait_for(reader.read(1), 0.01)
+                            break
+            await ended(writer)
+            return taken
+
+    assert asyncio.run(scenario()) < 10_000
+
+
+def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_WITHIN", 0.05)
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"a" * 100_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def scenario() -> None:
+        door = Door(10, 10)
+        async with listening(large, door) as port:
+            with socket.create_connection(("127.0.0.1", port)) as silent:
+                silent.sendall(GET + b"\r\n")
+                async with asyncio.timeout(20):
+                    while not door._inside:
+                        await asyncio.sleep(0.001)
+                    while door._inside:
+                        await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_house_answers_503() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def scenario() -> bytes:
+        async with listening(slow, Door(1, 1)) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET + b"\r\n")
+            await writer.drain()
+            answer = b""
+            async with asyncio.timeout(20):
+                while not answer:
+                    # Until its request was read, the first one gives way.
+                    answer = await sent(port)
+            await ended(writer)
+            return answer
+
+    answer = asyncio.run(scenario())
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"retry-after: 5\r\n" in answer
+    assert b'"error":"connections_full"' in answer

@@ -106,13 +106,6 @@ def test_a_trusted_proxy_that_names_no_address_is_refused(headers: list[bytes]) 
     assert refusal.value.detail == "X-Forwarded-For holds something that is not an address."
 
 
-def test_a_trailer_cannot_name_the_client() -> None:
-    with pytest.raises(Refused, match=r"^source_refused: X-Forwarded-For occurs twice in a chunked request\.$"):
-        PROXIES.client("10.0.0.1", [b"198.51.100.9", b"192.170.86.153"], chunked=True)
-    assert str(PROXIES.client("10.0.0.1", [b"192.170.86.153, 198.51.100.9"], chunked=True)) == "198.51.100.9"
-    assert str(PROXIES.client("203.0.113.7", [b"198.51.100.9", b"192.170.86.153"], chunked=True)) == "203.0.113.7"
-
-
 @pytest.mark.parametrize("peer", [None, "", "unix:", "testclient"])
 def test_a_request_without_a_client_address_is_refused(peer: str | None) -> None:
     with pytest.raises(Refused, match=r"^source_refused: The request has no client address\.$"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +11,9 @@ from workers.cli import options
 
 if TYPE_CHECKING:
     from receiver.settings import Settings
+
+MOST_CONNECTIONS = 1000
+"""A browser has six."""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +27,7 @@ def console(
     """Run the operators' console."""
     import signal
     import socket
+    from functools import partial
 
     from receiver import settings as configuration
     from workers.cli import processes
@@ -36,15 +40,20 @@ def console(
     processes.require_schema(settings)
     import uvicorn
 
+    from receiver.door import Door
     from receiver.server import Connection
+    from receiver.settings import networks
+    from receiver.source import TrustedProxies
     from workers.console.app import build
 
+    proxies = TrustedProxies(networks(settings.console.trusted_proxies, "console.trusted_proxies"))
+    door = Door(processes.files_for(MOST_CONNECTIONS), MOST_CONNECTIONS // 2, proxies.trusts)
     application = build(settings)
     listening = socket.socket(fileno=fd) if fd is not None else processes.listen(settings.console.bind, "console.bind")
     server = uvicorn.Server(
         uvicorn.Config(
             application,
-            http=Connection,
+            http=cast(Any, partial(Connection, door=door)),
             loop="uvloop",
             lifespan="on",
             ws="none",

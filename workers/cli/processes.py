@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from receiver.settings import Settings
     from workers.supervisor import Supervisor
 
+OTHER_FILES = 100
+"""That a process has open beside its connections."""
 READY_WITHIN = 60.0
 """Seconds that `up` waits for its processes before it gives up."""
 
@@ -85,17 +87,24 @@ def _run_server(settings: Settings, fd: int | None) -> None:
     import gc
     import signal
     import socket
+    from functools import partial
 
     import uvicorn
 
     from receiver.app import build
+    from receiver.door import Door
     from receiver.server import Connection
+    from receiver.settings import networks
+    from receiver.source import TrustedProxies
 
+    receive = settings.receive
+    proxies = TrustedProxies(networks(receive.trusted_proxies, "receive.trusted_proxies"))
+    door = Door(files_for(receive.max_connections), receive.max_connections_per_address, proxies.trusts)
     listening = socket.socket(fileno=fd) if fd is not None else listen(settings.receive.bind, "receive.bind")
     server = uvicorn.Server(
         uvicorn.Config(
             build(settings),
-            http=Connection,
+            http=cast(Any, partial(Connection, door=door)),
             loop="uvloop",
             lifespan="on",
             ws="none",
@@ -261,6 +270,24 @@ def listen(bind: str, place: str) -> socket.socket:
         raise ConfigurationError(f"{place}: cannot listen on {bind}: {error.strerror}.") from None
     listening.set_inheritable(True)
     return listening
+
+
+def files_for(connections: int) -> int:
+    """How many connections this process can have open, at most `connections`: each is a file to the system, whose own
+    first limit is often 1024."""
+    import resource
+
+    import structlog
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            structlog.get_logger("workers.cli").warning("connections_limited", connections=soft - OTHER_FILES)
+        return min(connections, max(10, soft - OTHER_FILES))
+    return connections
 
 
 def share_metrics(settings: Settings) -> None:

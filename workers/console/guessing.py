@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from receiver.source import Address
+from receiver.source import Address, neighbourhood
 
 FREE_FOR_NAME = 5
 FREE_FOR_ADDRESS = 20
@@ -74,9 +74,7 @@ class Guesses:
         return self._operators.get(name) or _recalled(self._names, name)
 
     def _of_address(self, address: Address) -> _Record:
-        # Whoever has one IPv6 address has 2**64 of them.
-        key = str(address) if address.version == 4 else address.exploded[:19]
-        return _recalled(self._addresses, key)
+        return _recalled(self._addresses, neighbourhood(address))
 
 
 def _count(record: _Record, free: int, now: float) -> None:

@@ -1,0 +1,82 @@
+"""How many connections are open at once, in all and from one address, and which of them go when there are too many.
+
+Whoever holds connections open without saying anything must not keep senders out. So a full house does not turn away the
+newest, who has a request in hand: it hangs up on those that have kept us waiting longest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Protocol
+
+from receiver import metrics
+from receiver.source import neighbourhood, parse
+
+SHARE_THAT_GOES = 50
+"""One in so many, at least one, so that a flood of newcomers does not make us look through all for each of them."""
+
+
+class Guest(Protocol):
+    """A connection. Hanging up ends it and what it was sending."""
+
+    began: float
+    """When its last request began, or else the connection itself."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn; one that is waiting for our answer is never hung up on."""
+
+    def hang_up(self) -> None: ...
+
+
+class Door:
+    """Of one process."""
+
+    def __init__(self, most: int, most_of_one: int, is_proxy: Callable[[str], bool] = lambda peer: False) -> None:
+        """`most_of_one` is for each address, an IPv6 network of 64 bits being one. Proxies of ours, behind which
+        everybody has the same address, may have as many as there are, and go last."""
+        self._most = most
+        self._most_of_one = most_of_one
+        self._is_proxy = is_proxy
+        self._inside: dict[Guest, str] = {}
+        """With the address of each; "" for proxies."""
+        self._of_one: dict[str, int] = {}
+        self._closed = {why: metrics.CONNECTIONS_CLOSED.labels(why) for why in ("all", "address")}
+
+    def enter(self, guest: Guest, peer: str) -> bool:
+        """False when there is no room, and none can be made."""
+        whose = self._whose(peer)
+        if whose and self._of_one.get(whose, 0) >= self._most_of_one and not self._make_room("address", whose):
+            return False
+        if len(self._inside) >= self._most and not self._make_room("all"):
+            return False
+        self._inside[guest] = whose
+        self._of_one[whose] = self._of_one.get(whose, 0) + 1
+        return True
+
+    def leave(self, guest: Guest) -> None:
+        whose = self._inside.pop(guest, None)
+        if whose is None:
+            return
+        self._of_one[whose] -= 1
+        if not self._of_one[whose]:
+            del self._of_one[whose]
+
+    def _whose(self, peer: str) -> str:
+        address = parse(peer)
+        return "" if address is None or self._is_proxy(peer) else neighbourhood(address)
+
+    def _make_room(self, why: str, whose: str | None = None) -> bool:
+        waiting = [
+            (not of, guest.began, number, guest)
+            for number, (guest, of) in enumerate(self._inside.items())
+            if guest.waits and (whose is None or of == whose)
+        ]
+        most = self._most if whose is None else self._most_of_one
+        going = heapq.nsmallest(max(1, most // SHARE_THAT_GOES), waiting)
+        for *_, guest in going:
+            self.leave(guest)
+            guest.hang_up()
+        self._closed[why].inc(len(going) or 1)
+        return bool(going)
