@@ -15,10 +15,10 @@ XML. A bare JSON number gets other digits, so that it stays a number.
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -82,6 +82,7 @@ _ESCAPED = re.compile(
 )
 _PLAIN = re.compile(b"(?P<separator>%b)|(?P<digits>[0-9]+)" % _PLAIN_SEPARATOR)
 _MOST_SEPARATORS = 3
+_TURNS_WITH_DIGITS = 3
 
 # For the quick look: digits become one byte, all others another, and what may stand between digits is taken out.
 _MARKS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x78 for byte in range(256))
@@ -125,11 +126,14 @@ def masked(body: bytes, keep: Iterable[str] = ()) -> tuple[bytes, int]:
     # In JSON "%41" is no escape, so what has escapes is looked at once more as it stands.
     readings = (_ESCAPED, _PLAIN) if b"%" in body or b"\\" in body or b"&#" in body else (_PLAIN,)
     changed, count = bytearray(body), 0
-    while True:
-        found = sum(_mask_all(changed, tokens, kept, strings) for tokens in readings)
+    for turn in itertools.count():
+        # Other digits may make another number with those around them. Asterisks do not: so this ends.
+        numbers = strings if turn < _TURNS_WITH_DIGITS else None
+        found = sum(_mask_all(changed, tokens, kept, strings, numbers) for tokens in readings)
         if not found:
-            return bytes(changed), count
+            break
         count += found
+    return bytes(changed), count
 
 
 def masked_message(message: Message, provider: Provider, endpoint: Endpoint) -> tuple[Message, dict[str, int]]:
@@ -222,8 +226,13 @@ def _star(token: bytes) -> bytes:
 
 
 def _mask_all(
-    body: bytearray, tokens: re.Pattern[bytes], keep: Sequence[str], strings: Sequence[tuple[int, int]] | None
+    body: bytearray,
+    tokens: re.Pattern[bytes],
+    keep: Sequence[str],
+    strings: Sequence[tuple[int, int]] | None,
+    numbers: Sequence[tuple[int, int]] | None,
 ) -> int:
+    """`numbers` are the texts beside which a number gets other digits; None where all get asterisks."""
     as_found, count = bytes(body), 0
     for run in _runs(as_found, tokens):
 
@@ -235,7 +244,9 @@ def _mask_all(
             return fraction or _is_name(as_found, start, run.places[end - 1][1])
 
         for first, end in _cards(run, is_none):
-            _mask(body, run, first, end, _is_bare(run.places[first][0], strings))
+            start, stop = run.places[first][0], run.places[end - 1][1]
+            # A JSON number has neither separators nor escapes.
+            _mask(body, run, first, end, stop - start == end - first and _is_bare(start, numbers))
             count += 1
     return count
 
@@ -292,7 +303,7 @@ def _luhn_sums(digits: str) -> tuple[list[int], list[int]]:
     doubled = [sum(divmod(2 * value, 10)) for value in plain]
     even = [two if place % 2 else one for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
     odd = [one if place % 2 else two for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
-    return [0, *accumulate(even)], [0, *accumulate(odd)]
+    return [0, *itertools.accumulate(even)], [0, *itertools.accumulate(odd)]
 
 
 def _mask(body: bytearray, run: _Run, first: int, end: int, bare: bool) -> None:
