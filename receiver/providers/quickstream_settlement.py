@@ -59,6 +59,8 @@ HEADINGS = (
     "Parent Receipt Number",
 )
 REQUIRED = ("Receipt Number", "Settlement Date", "Payment Amount")
+# The file has no currency; where a facility adds the column, it must not be overlooked.
+_CURRENCY = frozenset({"currency", "currencycode", "paymentcurrency", "principalcurrency"})
 # The vendor's own short sample says Merchant Number; the others are the names of the token request and of the API.
 ALIASES = {
     "Merchant Number": "Supplier Business Code",
@@ -72,6 +74,7 @@ ALIASES = {
     "Original Receipt Number": "Parent Receipt Number",
 }
 
+_FIRST_DAY = date(2000, 1, 1)
 # Years have four digits, so that a date of another century is seen as what it is.
 _DAY = re.compile(r"(\d{1,2})-([A-Za-z]{3,4})-(\d{4})", re.ASCII)
 _OTHER_DAY = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})", re.ASCII)
@@ -127,6 +130,9 @@ class Columns(msgspec.Struct, frozen=True):
     """As the file has them, known ones in the vendor's spelling."""
     pick: Callable[[Sequence[str]], tuple[str, ...]]
     """The values of `HEADINGS` in their order, of a row with one empty value appended."""
+    known: dict[str, str]
+    """What a heading may be written as, in plain letters, and the vendor's spelling of it."""
+    currency_at: int | None
 
     @property
     def has_business(self) -> bool:
@@ -145,7 +151,9 @@ def columns(headings: Sequence[str], aliases: Mapping[str, str]) -> Columns:
     for name in REQUIRED:
         if name not in found:
             raise Quarantined(Reason.UNKNOWN_DOCUMENT, f"there is no heading {name}")
-    return Columns(found, itemgetter(*(found.index(name) if name in found else len(found) for name in HEADINGS)))
+    pick = itemgetter(*(found.index(name) if name in found else len(found) for name in HEADINGS))
+    currency_at = next((at for at, heading in enumerate(found) if _plain(heading) in _CURRENCY), None)
+    return Columns(found, pick, known, currency_at)
 
 
 def _plain(heading: str) -> str:
@@ -154,9 +162,8 @@ def _plain(heading: str) -> str:
 
 
 def is_heading(values: Sequence[str], where: Columns) -> bool:
-    """Whether a row repeats the headings, as when two files were put together."""
-    at = where.headings.index("Receipt Number")
-    return len(values) > at and _plain(values[at]) == "receiptnumber"
+    """Whether a row is one of headings, in whatever order and words, as when two files were put together."""
+    return {where.known.get(_plain(value)) for value in values}.issuperset(REQUIRED)
 
 
 def read_row(values: Sequence[str], where: Columns) -> Row:
@@ -177,7 +184,11 @@ def read_row(values: Sequence[str], where: Columns) -> Row:
     day = _day(settles)
     if day is None:
         raise Quarantined(Reason.UNREADABLE_BODY, "Settlement Date is not a date")
+    if day < _FIRST_DAY:
+        raise Quarantined(Reason.CONTRADICTORY_FIELDS, "Settlement Date is of another century")
     cents = _cents(amount, "Payment Amount")
+    if cents == 0 and (parent or amount.startswith("-")):
+        raise Quarantined(Reason.CONTRADICTORY_FIELDS, "it refunds nothing")
     fee = _cents(surcharge, "Surcharge Amount") if surcharge else None
     if fee is not None and fee * cents < 0:
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "Payment Amount and Surcharge Amount have different signs")

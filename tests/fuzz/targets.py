@@ -96,7 +96,7 @@ def read_with(reader: Callable[[bytes], Any]) -> Target:
 
 
 def settlement_file(data: bytes) -> None:
-    reader = Reader(io.BytesIO(data), {})
+    reader = Reader(io.BytesIO(data), {}, "AUD")
     try:
         for line in reader:
             if line.row is not None and reader.columns is not None:

@@ -15,6 +15,7 @@ from receiver.errors import LedgerAway
 from tests.workers.material import held_up, rows
 from tests.workers.settlement import Desk, row
 from workers.ledger.ledger import Ledger
+from workers.ledger.reconciliations import Reconciliations
 from workers.ledger.tables import audit, reconciliations
 from workers.reconcile.folder import Folder, Stopped
 from workers.simulator.cash_applied import file_of
@@ -142,4 +143,15 @@ def test_a_run_that_was_stopped_is_told_from_one_that_ended(desk: Desk, watched:
     stopping.clear()
     folder.look()
     folder.look()
+    assert names(watched) == ["done/caf.csv"]
+
+
+def test_a_file_waits_while_another_is_in_hand(desk: Desk, watched: Path, engine: Engine) -> None:
+    put(watched, "caf.csv", file_of([row("1")]))
+    folder = folder_of(desk, watched)
+    folder.look()
+    with Reconciliations(engine).alone("quickstream", "acme"):
+        assert folder.look() == 0
+    assert names(watched) == ["caf.csv"]
+    assert folder.look() == 1
     assert names(watched) == ["done/caf.csv"]

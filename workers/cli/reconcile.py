@@ -99,7 +99,7 @@ def _run(
                 progress=lambda share: bar.update(task, completed=share),
             )
         except Unreadable as fault:
-            raise TyperException(f"{file.name}: {fault} Nothing was written.") from None
+            raise TyperException(f"{file.name}: {fault.sentences}") from None
 
 
 class _Shown:

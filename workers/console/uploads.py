@@ -130,7 +130,7 @@ class Uploads:
                     progress=progress,
                 )
         except Unreadable as fault:
-            upload.refuse(409 if isinstance(fault, Busy) else 422, f"{fault} Nothing was written.")
+            upload.refuse(409 if isinstance(fault, Busy) else 422, fault.sentences)
             log.warning(
                 "settlement_upload_refused",
                 facility=upload.endpoint.facility,

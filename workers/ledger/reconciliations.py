@@ -34,7 +34,7 @@ from receiver.providers.base import Endpoint
 from receiver.signing import digest
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.queries import Filter
-from workers.ledger.rows import bounded
+from workers.ledger.rows import bounded, cut
 from workers.ledger.tables import findings, notifications, payments, reconciliations
 
 KEPT_FINDINGS = 10_000
@@ -43,6 +43,7 @@ KEPT_FINDINGS = 10_000
 # PostgreSQL's advisory locks: their first number, which is ours alone.
 _LOCKS = 1_349_481_283
 _PAGE = 2000
+_FIGURE = 64
 _EARLIER = 5
 _EVENT = msgspec.json.Decoder(PaymentEvent)
 
@@ -70,6 +71,8 @@ class Reconciliations:
                 "reconciliation_id": reconciliation_id,
                 "receipt_number": _key(each["receipt_number"]),
                 "payment_id": _key(each["payment_id"]),
+                "here": cut(each["here"], _FIGURE),
+                "in_file": cut(each["in_file"], _FIGURE),
             }
             for each in found
         ]

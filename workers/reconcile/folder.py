@@ -20,7 +20,7 @@ from receiver.errors import LedgerAway
 from receiver.providers.quickstream import QuickStreamEndpoint
 from receiver.settings import Settings
 from workers.audit import Actor
-from workers.reconcile.reader import Unreadable
+from workers.reconcile.reader import Busy, Unreadable
 from workers.reconcile.run import Books, ready, reconcile
 
 log = logs.get("workers.reconcile")
@@ -56,11 +56,8 @@ class Folder:
 
     def look(self, whole_after: float = WHOLE_AFTER) -> int:
         """Takes what is whole, oldest first; gives the number of files. Raises `LedgerAway`, `OSError`, `Stopped`."""
-        taken = 0
-        for file in sorted(self._whole(whole_after), key=lambda file: (file.stat().st_mtime, file.name)):
-            self._take(file)
-            taken += 1
-        return taken
+        files = sorted(self._whole(whole_after), key=lambda file: (file.stat().st_mtime, file.name))
+        return sum(self._take(file) for file in files)
 
     def _whole(self, whole_after: float) -> Iterator[Path]:
         """Files that have not changed since the last look, nor for some seconds by the clock of their disk."""
@@ -78,10 +75,13 @@ class Folder:
                 if unchanged and time.time() - state.st_mtime >= whole_after:
                     yield Path(entry.path)
 
-    def _take(self, file: Path) -> None:
+    def _take(self, file: Path) -> bool:
+        """False while a file that somebody gave by hand is in hand: the next look takes this one."""
         try:
             with file.open("rb") as content:
                 result = reconcile(self._books, self._endpoint, content, file.name, self._actor, progress=self._go_on)
+        except Busy:
+            return False
         except Unreadable as fault:
             self._set_aside(file, str(fault))
         except OSError as error:
@@ -91,6 +91,7 @@ class Folder:
             log.info(
                 "settlement_file_done", facility=self._endpoint.facility, file=moved.name, findings=result.findings
             )
+        return True
 
     def _go_on(self, share: float) -> None:
         if self._stopping():

@@ -1,7 +1,7 @@
 """Reads a settlement file row by row, in one pass and a few kilobytes: what cannot be read is told with its line.
 
 The file is UTF-8, with or without a byte order mark, its lines end as they like. A quoted value may run over some
-lines; a quote that is never closed costs its own row only.
+lines; a quote that is never closed costs its own row only, as each row is taken apart by itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,22 @@ LONGEST_RECORD = 8
 class Unreadable(Exception):
     """The file as a whole cannot be taken; the text is one sentence. Nothing of it was written."""
 
+    @property
+    def sentences(self) -> str:
+        """With what was written of it."""
+        return f"{self} Nothing was written."
+
 
 class Busy(Unreadable):
     """It can be taken later: another file is being reconciled."""
+
+
+class Changed(Unreadable):
+    """The file became another one while it was read. What was entered until then stays, and the text says so."""
+
+    @property
+    def sentences(self) -> str:
+        return str(self)
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -45,10 +58,12 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 class Reader:
     """One pass over a file. `digest` is that of its bytes, once the pass is over."""
 
-    def __init__(self, content: BinaryIO, aliases: Mapping[str, str]) -> None:
+    def __init__(self, content: BinaryIO, aliases: Mapping[str, str], currency: str) -> None:
+        """A row that names another currency than `currency` is malformed: its amount would be taken for that."""
         content.seek(0)
         self._bytes = _Hashed(content)
         self._aliases = aliases
+        self._currency = currency
         self.columns: Columns | None = None
         """None for a file without headings, which is an empty file."""
 
@@ -64,22 +79,20 @@ class Reader:
 
     def __iter__(self) -> Iterator[Line]:
         """Raises `Unreadable`."""
-        numbers: list[int] = []
-        rows = csv.reader(self._records(numbers))
-        while True:
+        for number, text in self._records():
             try:
-                values = next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield Line(numbers[-1], [], None, "it is not comma-separated text")
+                values = _values(text)
+            except ValueError as fault:
+                if self.columns is None:
+                    raise Unreadable(f"This is not a Cash Applied File: in line {number}, {fault}.") from None
+                yield Line(number, [], None, str(fault))
                 continue
             if not any(values):
                 continue
             if self.columns is None:
                 self.columns = self._headings(values)
                 continue
-            yield self._line(numbers[-1], values, self.columns)
+            yield self._line(number, values, self.columns)
 
     def _headings(self, values: list[str]) -> Columns:
         try:
@@ -89,23 +102,25 @@ class Reader:
 
     def _line(self, number: int, values: list[str], where: Columns) -> Line:
         try:
-            return Line(number, values, read_row(values, where))
+            row = read_row(values, where)
+            if where.currency_at is not None and values[where.currency_at].strip().upper() not in ("", self._currency):
+                return Line(number, values, None, "its currency is not that of the endpoint")
+            return Line(number, values, row)
         except Quarantined as doubt:
             if is_heading(values, where):
                 raise Unreadable(f"These are two files at once: line {number} has the headings again.") from None
             return Line(number, values, None, doubt.detail)
 
-    def _records(self, numbers: list[int]) -> Iterator[str]:
-        """Texts of one row each. Before each, `numbers` is the number of its first line."""
+    def _records(self) -> Iterator[tuple[int, str]]:
+        """Texts of one row each, with the number of its first line."""
         lines = _lines(self._bytes)
         waiting: list[tuple[int, str]] = []
         while True:
             number, text = waiting.pop(0) if waiting else next(lines, (0, ""))
             if not number:
                 return
-            numbers[:] = [number]
             if text.count('"') % 2 == 0:
-                yield text
+                yield number, text
                 continue
             ahead = [(number, text)]
             while len(ahead) < LONGEST_RECORD and sum(part.count('"') for _, part in ahead) % 2:
@@ -115,18 +130,29 @@ class Reader:
                 ahead.append(following)
             together = "".join(part for _, part in ahead)
             if together.count('"') % 2 == 0 and self._fits(together):
-                yield together
+                yield number, together
             else:
                 waiting[:0] = ahead[1:]
-                # Closed, so that the row is told by its number of values and nothing else is taken into it.
-                yield text.rstrip("\r\n") + '"'
+                yield number, text
 
     def _fits(self, record: str) -> bool:
         try:
-            (values,) = csv.reader(io.StringIO(record, newline=""))
-        except (ValueError, csv.Error):
+            values = _values(record)
+        except ValueError:
             return False
         return self.columns is None or len(values) == len(self.columns.headings)
+
+
+def _values(record: str) -> list[str]:
+    """The values of one row. Raises `ValueError` with a sentence."""
+    try:
+        # The comma ends up in a value of its own, unless a quote before it is open.
+        *values, after = next(csv.reader((record.rstrip("\r\n") + ",",)))
+    except csv.Error:
+        raise ValueError("it is not comma-separated text") from None
+    if after:
+        raise ValueError("a quote is not closed")
+    return values
 
 
 def _lines(content: io.RawIOBase) -> Iterator[tuple[int, str]]:
@@ -136,8 +162,10 @@ def _lines(content: io.RawIOBase) -> Iterator[tuple[int, str]]:
     try:
         while line := text.readline(LONGEST_LINE):
             number += 1
-            if "\0" in line or len(line) == LONGEST_LINE:
+            if "\0" in line:
                 raise Unreadable(f"This is not a CSV file: line {number} is no text.")
+            if len(line) == LONGEST_LINE:
+                raise Unreadable(f"This is not a CSV file: line {number} has {LONGEST_LINE} characters or more.")
             yield number, line
     except UnicodeDecodeError:
         raise Unreadable(f"This is not UTF-8 text (near line {number + 1}).") from None

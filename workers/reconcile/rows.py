@@ -56,6 +56,10 @@ class Rows:
         self._seen = seen
         self._write = write
 
+    @property
+    def entered(self) -> int:
+        return self._result.entered
+
     def batch(self, lines: Sequence[Line], where: Columns) -> None:
         """Findings are kept before their rows are entered: there is never an entry that nobody was told of."""
         self._result.rows += len(lines)

@@ -28,7 +28,7 @@ from workers.ledger.reconciliations import Reconciliations, only_community
 from workers.pipeline import Pipeline
 from workers.reconcile.findings import Finding, Findings, Result, storable_name
 from workers.reconcile.missing import missing_in_file, paid_payments
-from workers.reconcile.reader import Busy, Line, Reader, Unreadable
+from workers.reconcile.reader import Busy, Changed, Line, Reader, Unreadable
 from workers.reconcile.rows import BATCH, Rows, known_payments
 from workers.reconcile.seen import Seen
 from workers.reconcile.survey import Survey, survey
@@ -89,7 +89,8 @@ def reconcile(
     done. The audit trail has `actor`, once when the run begins and once with its result. Without `write` nothing at all
     is written, and nothing counted.
 
-    Raises `Unreadable` for a file that cannot be taken, before anything is written, and `LedgerAway`.
+    Raises `Unreadable` for a file that cannot be taken, before anything is written (but for `Changed`), and
+    `LedgerAway`.
     """
     try:
         with Reconciliations(books.ledger.engine).alone(endpoint.provider, endpoint.facility) as alone:
@@ -140,13 +141,16 @@ class _Run:
         self._tell = tell
         self._progress = progress
         self._records = Reconciliations(self._engine)
-        self._size = max(content.seek(0, 2), 1)
+        self._end = content.seek(0, 2)
+        self._size = max(self._end, 1)
 
     def run(self, file_name: str, days: Days, now: datetime) -> Result:
         covers = survey(self._reader(), self._endpoint, now, lambda at: self._progress(at / self._size * _SURVEYED))
         covers.first_day, covers.last_day = days[0] or covers.first_day, days[1] or covers.last_day
         community = self._endpoint.community_code or self._only_community()
         self._require_own(covers, community)
+        if self._content.seek(0, 2) != self._end:
+            raise Unreadable("The file is still being written: give it again when it is whole.")
         result = self._begin(file_name, covers, now)
         findings = Findings(result, self._records, self._tell)
         seen = Seen()
@@ -161,7 +165,8 @@ class _Run:
                     findings,
                     seen,
                     write=self._write,
-                )
+                ),
+                covers.digest,
             )
             with reading(self._engine) as connection:
                 for finding in missing_in_file(connection, self._endpoint, covers, seen):
@@ -179,14 +184,25 @@ class _Run:
             return only_community(connection, self._endpoint.provider, self._endpoint.facility)
 
     def _reader(self) -> Reader:
-        return Reader(self._content, self._endpoint.settlement_headings)
+        return Reader(self._content, self._endpoint.settlement_headings, self._endpoint.currency)
 
-    def _compare(self, rows: Rows) -> None:
+    def _compare(self, rows: Rows, digest: str) -> None:
+        """Raises `Changed` when the file is not the one any more that has this digest."""
         reader = self._reader()
-        for lines in _batches(iter(reader)):
-            assert reader.columns is not None
-            rows.batch(lines, reader.columns)
-            self._progress(_SURVEYED + reader.position / self._size * (_COMPARED - _SURVEYED))
+        try:
+            for lines in _batches(iter(reader)):
+                assert reader.columns is not None
+                rows.batch(lines, reader.columns)
+                self._progress(_SURVEYED + min(reader.position / self._size, 1.0) * (_COMPARED - _SURVEYED))
+            unchanged = reader.digest == digest
+        except Unreadable:
+            # It was readable a moment ago.
+            unchanged = False
+        if not unchanged:
+            raise Changed(
+                f"The file changed while it was read, and {rows.entered} of its rows were entered before that was seen:"
+                " give it again when it is whole."
+            )
 
     def _require_own(self, covers: Survey, community: str | None) -> None:
         """Without a column of business codes only the receipts can say whose file it is. Raises `Unreadable`."""

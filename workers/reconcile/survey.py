@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from receiver.providers.quickstream import QuickStreamEndpoint
+from receiver.providers.quickstream_settlement import Row
 from workers.reconcile.calendar import last_settlement_day
 from workers.reconcile.reader import Reader, Unreadable
 
 REPORT_EVERY = 5000
 _CLOCKS = timedelta(hours=1)
 """By how much the bank's clock may be ahead of ours."""
+_DATES_DIFFER = timedelta(days=14)
 
 
 @dataclass(slots=True)
@@ -25,9 +27,13 @@ class Survey:
     by_card: bool = False
     by_bank: bool = False
     businesses: set[str] = field(default_factory=set)
-    """Supplier business codes of the endpoint that occur."""
-    has_business: bool = False
+    """Supplier business codes of the endpoint that occur; "" of rows that name none."""
     digest: str = ""
+
+    @property
+    def has_business(self) -> bool:
+        """Whether any row says whose it is."""
+        return bool(self.businesses - {""})
 
     @property
     def covered(self) -> str:
@@ -35,6 +41,11 @@ class Survey:
         if self.first_day is None:
             return "no day"
         return str(self.first_day) if self.first_day == self.last_day else f"{self.first_day} to {self.last_day}"
+
+
+def _long_before_it_was_made(row: Row) -> bool:
+    """One wrong year must not make the file cover all days since then, and every payment of them missing in it."""
+    return row.created_at is not None and row.settles_on < row.created_at.date() - _DATES_DIFFER
 
 
 def survey(
@@ -57,7 +68,7 @@ def survey(
             foreign += 1
             continue
         found.businesses.add(row.business)
-        if row.is_return:
+        if row.is_return or _long_before_it_was_made(row):
             continue
         found.by_bank |= row.by_bank
         found.by_card |= not row.by_bank
@@ -68,7 +79,6 @@ def survey(
             f"This file is of another facility: no row has a supplier business code of {endpoint.path} "
             f"({', '.join(endpoint.supplier_business_codes)})."
         )
-    found.has_business = reader.columns is not None and reader.columns.has_business
     found.digest = reader.digest
     read(reader.position)
     return found
