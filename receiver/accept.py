@@ -23,7 +23,7 @@ from receiver.providers.base import Endpoint, Identity, Message, Provider
 from receiver.refusals import Refusal, RefusalLog
 from receiver.settings import Settings, allowed_networks, networks
 from receiver.signing import digest
-from receiver.source import Address, AllowedSources, TrustedProxies, shown
+from receiver.source import Address, AllowedSources, TrustedProxies, parse, shown
 
 log = logs.get("receiver.accept")
 
@@ -50,6 +50,9 @@ class Route:
     endpoint: Endpoint
     provider: Provider
     sources: AllowedSources
+    proposed: AllowedSources | None
+    """A list on trial."""
+    outside: Any
     headers: Mapping[bytes, str]
     """Names of the headers that the provider reads."""
     accepted: Any
@@ -63,6 +66,8 @@ class Accept:
     def __init__(self, settings: Settings, inbox: Inbox, tokens: Tokens, held: HeldLimit, refusals: RefusalLog) -> None:
         self._routes = {f"/notify/{e.path}".encode(): _route(e) for e in settings.endpoint}
         self._proxies = TrustedProxies(networks(settings.receive.trusted_proxies, "receive.trusted_proxies"))
+        believed = settings.receive.forwarded_header
+        self._forwarded = (believed.lower().encode(),) if believed else (b"x-forwarded-for", b"forwarded")
         self._max_body = int(settings.receive.max_body)
         self._body_timeout = settings.receive.body_timeout
         self._deadlines = Deadlines(self._body_timeout)
@@ -127,8 +132,12 @@ class Accept:
         peer = scope["client"]
         if not self._proxies:
             return self._proxies.client(peer[0] if peer else None, ())
-        forwarded_for = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        return self._proxies.client(peer[0] if peer else None, forwarded_for)
+        given: dict[bytes, list[bytes]] = {name: [] for name in self._forwarded}
+        for name, value in scope["headers"]:
+            if name in given:
+                given[name].append(value)
+        forwarded_for, forwarded = given.get(b"x-forwarded-for", ()), given.get(b"forwarded", ())
+        return self._proxies.client(peer[0] if peer else None, forwarded_for, forwarded)
 
     def _credentials(self, scope: Any, route: Route, visit: Visit) -> Message:
         headers: dict[str, str] = {}
@@ -240,6 +249,10 @@ class Accept:
         return envelope
 
     def _status(self, route: Route, envelope: Envelope) -> bytes:
+        if route.proposed is not None:
+            address = parse(envelope.source)
+            if address is not None and not route.proposed.allow(address):
+                self.tally.count(route.outside)
         if envelope.verified and not envelope.quarantine:
             self.tally.count(route.accepted)
             return b"accepted"
@@ -390,7 +403,11 @@ def _route(endpoint: Endpoint) -> Route:
         for status in ("accepted", "quarantined", "held")
     ]
     sources = AllowedSources(allowed_networks(endpoint, provider))
-    return Route(endpoint, provider, sources, {name.encode(): name for name in names}, *counts)
+    proposed = None
+    if endpoint.proposed_sources is not None:
+        proposed = AllowedSources(networks(endpoint.proposed_sources, "proposed_sources"))
+    outside = metrics.OUTSIDE_PROPOSED.labels(endpoint.provider, endpoint.facility)
+    return Route(endpoint, provider, sources, proposed, outside, {name.encode(): name for name in names}, *counts)
 
 
 def _length(text: str | None) -> int:

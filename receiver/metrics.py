@@ -19,6 +19,11 @@ REFUSED = Counter("postback_refused", "Requests that were refused, by reason.", 
 CONNECTIONS_CLOSED = Counter(
     "postback_connections_closed", "Connections that were closed because too many were open.", ("why",)
 )
+OUTSIDE_PROPOSED = Counter(
+    "postback_outside_proposed_sources",
+    "Notifications that were kept and that proposed_sources would refuse.",
+    _ENDPOINT,
+)
 NOT_STORED = Counter("postback_not_stored", "Requests that neither Redis nor the spool took.", _ENDPOINT)
 CARDS_MASKED = Counter(
     "postback_card_numbers_masked", "Card numbers that were masked before they were kept.", (*_ENDPOINT, "place")

@@ -71,6 +71,8 @@ class Receive(_Section, frozen=True):
     processes: int = 1
     trusted_proxies: tuple[str, ...] = ()
     """CIDRs; forwarded headers count only from these."""
+    forwarded_header: Literal["X-Forwarded-For", "Forwarded"] | None = None
+    """The one that counts; None takes either, and refuses a request in which both name different clients."""
     max_body: Size = Size(256 << 10)
     body_timeout: int = 10
     """Seconds within which the whole body must have arrived."""
@@ -331,6 +333,10 @@ def _check(settings: Settings) -> None:
         if not _CURRENCY.fullmatch(getattr(endpoint, "currency", "AUD")):
             raise ConfigurationError(f"{place}.currency: must be three capital letters, such as AUD.")
         allowed_networks(endpoint, provider, place)
+        if endpoint.proposed_sources is not None:
+            if not endpoint.proposed_sources:
+                raise ConfigurationError(f"{place}.proposed_sources: is empty; leave it out when nothing is on trial.")
+            networks(endpoint.proposed_sources, f"{place}.proposed_sources")
 
 
 def _check_proxies(proxies: Sequence[str], place: str) -> None:

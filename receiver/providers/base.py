@@ -26,6 +26,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: Environment = "production"
     allowed_sources: tuple[str, ...] | None = None
     """CIDRs instead of the sender's documented addresses."""
+    proposed_sources: tuple[str, ...] | None = None
+    """CIDRs on trial: nothing is refused by them, but what they would refuse is counted."""
     own_numbers: tuple[str, ...] = ()
     """Fields that hold the merchant's own numbers, which are no card numbers even when they look like them."""
 

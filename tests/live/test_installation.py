@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -354,6 +355,26 @@ def test_doctor(running: Installation) -> None:
     findings = {row["check"]: row["verdict"] for row in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 0
     assert (findings["configuration"], findings["queue"], findings["ledger"]) == ("ok", "ok", "ok")
+
+
+def test_doctor_says_what_a_list_on_trial_would_refuse_and_how_it_differs(running: Installation) -> None:
+    for receipt in ("7390", "7391"):
+        assert notify(running, quickstream(receipt)).status_code == 200
+        eventually(lambda: payments(running, receipt), what="a payment")  # noqa: B023
+    written = running.config.read_text()
+    lists = 'allowed_sources = ["127.0.0.0/8"]\nproposed_sources = ["192.0.2.0/24"]\nusername = "acme"'
+    changed = written.replace('allowed_sources = ["127.0.0.0/8"]\nusername = "acme"', lists)
+    listed = 'facility = "static"\nallowed_sources = ["34.246.107.175/32", "192.0.2.0/24"]'
+    other = running.config.with_name("on-trial.toml")
+    other.write_text(changed.replace('facility = "static"', listed))
+    done = subprocess.run([*command(), "doctor", "--json", "--config", str(other)], capture_output=True, text=True)
+    said = [(row["check"], row["detail"]) for row in map(json.loads, done.stdout.splitlines())]
+    assert done.returncode in (0, 1)
+    (trial,) = [detail for check, detail in said if check == "quickstream/acme" and "proposed_sources" in detail]
+    assert re.search(r"would have refused (\d+) of the last \1 notifications: 127\.0\.0\.1 \(\1\)$", trial)
+    differs = " ".join(detail for check, detail in said if check == "checkout/static")
+    assert "4.159.40.224/28" in differs
+    assert "has 192.0.2.0/24, which is not in the documents" in differs
 
 
 @pytest.mark.parametrize("provider", ["quickstream", "checkout", "debitsuccess", "paymentz"])

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -29,6 +30,7 @@ from receiver.expected import held_key, register
 from receiver.inbox import Inbox
 from receiver.providers import PROVIDERS, debitsuccess
 from receiver.providers.base import Identity
+from receiver.providers.checkout import CheckoutEndpoint
 from receiver.refusals import listed
 from tests.asgi import Answer, Application, Body, End
 from tests.receiver.serving import EXPECTATION_SEAL, PROXY, SENDER, configured, kept, serving
@@ -292,6 +294,41 @@ def test_several_forwarded_headers_are_one_list(redis: Redis, application: Appli
     forged = [(b"x-forwarded-for", SENDER.encode()), (b"x-forwarded-for", b"198.51.100.9"), *headers]
     answer = application.post(QUICKSTREAM.path, forged, QUICKSTREAM.body, client=PROXY)
     assert refused(redis, answer, 403, "source_refused")["source"] == "198.51.100.9"
+
+
+def test_which_of_two_forwarded_headers_counts(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
+    both = {"x-forwarded-for": SENDER, "forwarded": "for=198.51.100.9"}
+    foreign = {"x-forwarded-for": "198.51.100.9", "forwarded": f"for={SENDER}"}
+    cases: list[tuple[dict[str, Any], dict[str, str], dict[str, str]]] = [
+        ({}, {"forwarded": f'for="{SENDER}:4711"'}, both),
+        ({"forwarded_header": "X-Forwarded-For"}, both, foreign),
+        ({"forwarded_header": "Forwarded"}, foreign, both),
+    ]
+    for believed, right, wrong in cases:
+        redis.flushall()
+        with serving(configured(tmp_path, valkey_server.url, **believed)) as application:
+            accepted(send(application, QUICKSTREAM, adding=right, client=PROXY))
+            answer = send(application, QUICKSTREAM, adding=wrong, client=PROXY)
+            assert (answer.status, answer.json["error"]) == (403, "source_refused")
+
+
+def test_a_list_on_trial_refuses_nothing_and_counts(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
+    def count(application: Application) -> float:
+        figures = application.get("/metrics").body.decode()
+        name = 'postback_outside_proposed_sources_total{facility="trial",provider="checkout"}'
+        return next((float(line.split()[-1]) for line in figures.splitlines() if line.startswith(name)), 0.0)
+
+    settings = configured(tmp_path, valkey_server.url)
+    endpoint: CheckoutEndpoint = settings.endpoint[1]
+    trial = msgspec.structs.replace(endpoint, facility="trial", proposed_sources=("198.51.100.0/24",))
+    with serving(msgspec.structs.replace(settings, endpoint=(trial,))) as application:
+        before = count(application)
+        accepted(send(application, CHECKOUT, path="/notify/checkout/trial"))
+        accepted(send(application, CHECKOUT, path="/notify/checkout/trial", client="198.51.100.9"))
+        forged = send(application, CHECKOUT, path="/notify/checkout/trial", adding={"cko-signature": "0" * 64})
+        assert forged.status == 403
+        # What would be refused anyway says nothing of the list.
+        assert count(application) - before == 1
 
 
 def test_no_client_address_at_all(redis: Redis, application: Application) -> None:

@@ -106,6 +106,87 @@ def test_a_trusted_proxy_that_names_no_address_is_refused(headers: list[bytes]) 
     assert refusal.value.detail == "X-Forwarded-For holds something that is not an address."
 
 
+@pytest.mark.parametrize(
+    ("headers", "client"),
+    [
+        ([b"for=198.51.100.9"], "198.51.100.9"),
+        ([b"For=198.51.100.9;proto=https;by=10.0.0.1"], "198.51.100.9"),
+        ([b"proto=https; for=198.51.100.9"], "198.51.100.9"),
+        ([b"for=192.170.86.153, for=198.51.100.9"], "198.51.100.9"),
+        ([b"for=192.170.86.153", b"for=198.51.100.9,for=10.2.3.4"], "198.51.100.9"),
+        ([b"for=unknown, for=_hidden, proto=http, for=198.51.100.9"], "198.51.100.9"),
+        ([b'for="198.51.100.9:4711"'], "198.51.100.9"),
+        ([b"for=198.51.100.9:4711"], "198.51.100.9"),
+        ([b'for="[2001:db8::9]:4711", for="[fd00::1]"'], "2001:db8::9"),
+        ([b'for="::ffff:198.51.100.9"'], "198.51.100.9"),
+        ([b'for="198.51.1\\00.9"'], "198.51.100.9"),
+        ([b'for=192.170.86.153;x="a, for=192.170.86.153", for=198.51.100.9'], "198.51.100.9"),
+        ([b"for=10.9.9.9, for=10.2.3.4"], "10.9.9.9"),
+        ([], "10.0.0.1"),
+    ],
+)
+def test_behind_trusted_proxies_that_write_forwarded(headers: list[bytes], client: str) -> None:
+    assert str(PROXIES.client("10.0.0.1", [], headers)) == client
+    assert str(PROXIES.client("203.0.113.7", [], headers)) == "203.0.113.7"
+    assert str(NO_PROXIES.client("10.0.0.1", [], headers)) == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b""],
+        [b"198.51.100.9"],
+        [b"for="],
+        [b"for=unknown"],
+        [b"for=_hidden"],
+        [b"proto=https"],
+        [b"for=198.51.100.9, proto=https"],
+        [b"for=198.51.100.9,"],
+        [b"for=198.51.100.9;"],
+        [b"for = 198.51.100.9"],
+        [b"for=192.170.86.153;for=198.51.100.9"],
+        [b"for=198.51.100.9 for=198.51.100.9"],
+        # A quote that a client leaves open for what the proxy adds.
+        [b'for=192.170.86.153;x=", for=198.51.100.9'],
+        [b'for=192.170.86.153;x=", for="198.51.100.9"'],
+        [b'for="192.170.86.153, for=198.51.100.9'],
+        [b'for=192.170.86.153;x="\\", for="198.51.100.9"'],
+        [b"for=\xff\xfe"],
+        [b"for=198.51.100.9;x=" + b"y" * 100_000],
+    ],
+)
+def test_a_trusted_proxy_that_forwards_no_address_is_refused(headers: list[bytes]) -> None:
+    with pytest.raises(Refused, match=r"^source_refused: Forwarded holds something that is not an address\.$"):
+        PROXIES.client("10.0.0.1", [], headers)
+
+
+def test_both_headers_must_name_the_same_client() -> None:
+    assert str(PROXIES.client("10.0.0.1", [b"198.51.100.9"], [b'for="198.51.100.9:1"'])) == "198.51.100.9"
+    for forwarded_for, forwarded in (
+        # The proxy writes one of them, and the client the other.
+        ([b"198.51.100.9"], [b"for=192.170.86.153"]),
+        ([b"192.170.86.153"], [b"for=198.51.100.9"]),
+        ([b"192.170.86.153, 198.51.100.9"], [b"for=192.170.86.153, for=10.2.3.4"]),
+    ):
+        with pytest.raises(Refused, match=r"Forwarded and X-Forwarded-For name different clients\."):
+            PROXIES.client("10.0.0.1", forwarded_for, forwarded)
+    with pytest.raises(Refused):
+        PROXIES.client("10.0.0.1", [b"198.51.100.9"], [b"junk"])
+    with pytest.raises(Refused):
+        PROXIES.client("10.0.0.1", [b"junk"], [b"for=198.51.100.9"])
+
+
+OURS = [b"for=198.51.100.9", b'for="198.51.100.9"', b'by="x";for="198.51.100.9"']
+
+
+@given(st.binary(max_size=60), st.sampled_from(OURS))
+def test_what_the_client_forwards_never_counts(forged: bytes, ours: bytes) -> None:
+    """Whatever stands before what our proxy writes, the client is the one that it wrote, or nobody."""
+    for headers in ([forged + b", " + ours], [forged, ours]):
+        with suppress(Refused):
+            assert str(PROXIES.client("10.0.0.1", [], headers)) == "198.51.100.9"
+
+
 @pytest.mark.parametrize("peer", [None, "", "unix:", "testclient"])
 def test_a_request_without_a_client_address_is_refused(peer: str | None) -> None:
     with pytest.raises(Refused, match=r"^source_refused: The request has no client address\.$"):

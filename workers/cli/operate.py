@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workers.cli import options, output
+from workers.cli.finding import Finding
 
 if TYPE_CHECKING:
     from receiver.settings import Settings
@@ -32,13 +33,6 @@ def init(config: options.Config = None) -> None:
     configuration.load(path)
     print(f"Wrote {path} and {path.parent / 'secrets'}{'/'}. `postback up --demo` tries it.")
     print(f"Sign in to the console as {starter.OPERATOR} with the password, shown this once: {password}")
-
-
-class Finding(NamedTuple):
-    check: str
-    verdict: str
-    """``ok``, ``note`` or ``fault``."""
-    detail: str
 
 
 def doctor(config: options.Config = None, as_json: options.AsJson = False) -> None:
@@ -83,7 +77,12 @@ def health(config: options.Config = None) -> None:
 
 
 def _examine(settings: Settings) -> Iterator[Finding]:
+    from datetime import UTC, datetime
+
+    from workers.cli import sources
+
     yield from _endpoints(settings)
+    yield from sources.examine(settings, datetime.now(UTC).date())
     yield _queue(settings)
     yield (ledger := _ledger(settings))
     if ledger.verdict == "ok":
