@@ -292,6 +292,7 @@ def test_a_long_run_shows_how_far_it_is_and_keeps_nobody_from_working(browser: B
     assert DRY.fullmatch(place)
     eventually(lambda: "37 % done" in browser.get(place).text)
     assert browser.get(place).headers["refresh"] == f"2; url={place}?live=1"
+    assert "refresh" not in browser.get(f"{place}?still=1").headers
     assert browser.get("/payments").status_code == 200
     held.go_on.set()
     eventually(lambda: browser.get(place).status_code == 303)

@@ -155,3 +155,20 @@ def test_a_file_waits_while_another_is_in_hand(desk: Desk, watched: Path, engine
     assert names(watched) == ["caf.csv"]
     assert folder.look() == 1
     assert names(watched) == ["done/caf.csv"]
+
+
+def test_a_file_that_we_fail_at_holds_up_no_other(
+    desk: Desk,
+    watched: Path,
+    engine: Engine,
+    logged: list[MutableMapping[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("a.csv", "b.csv"):
+        put(watched, name, file_of([row("1")]))
+    monkeypatch.setattr("workers.reconcile.folder.reconcile", lambda *_, **__: 1 / 0)
+    folder = folder_of(desk, watched)
+    assert [folder.look(), folder.look()] == [0, 2]
+    assert names(watched) == ["failed/a.csv", "failed/a.csv.reason.txt", "failed/b.csv", "failed/b.csv.reason.txt"]
+    assert "A fault of ours" in (watched / "failed" / "a.csv.reason.txt").read_text()
+    assert "settlement_file_failed" in [event["event"] for event in logged]

@@ -100,11 +100,13 @@ class Reconciliations:
 @contextmanager
 def _advisory_lock(engine: Engine, provider: str, facility: str) -> Iterator[bool]:
     lock = {"locks": _LOCKS, "number": int(digest(provider.encode(), facility.encode())[:7], 16)}
+    taken = False
     with away_when_it_fails():
         # A session's lock, so that no transaction is open meanwhile.
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        taken = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:locks, :number)"), lock))
     try:
+        with away_when_it_fails():
+            taken = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:locks, :number)"), lock))
         yield taken
     finally:
         try:

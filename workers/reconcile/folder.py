@@ -86,6 +86,12 @@ class Folder:
             self._set_aside(file, str(fault))
         except OSError as error:
             self._set_aside(file, f"The file cannot be read: {error.strerror}.")
+        except (LedgerAway, Stopped):
+            raise
+        except Exception:
+            # It would be taken again for ever, and nothing after it.
+            log.exception("settlement_file_failed", facility=self._endpoint.facility, file=file.name)
+            self._set_aside(file, "A fault of ours; its traceback is in the log. What was entered stays.")
         else:
             moved = self._move(file, "done")
             log.info(

@@ -59,13 +59,14 @@ def uploading(visit: Visit) -> Response:
     if upload is None:
         sentence = "The console was started again, or it was long ago. What was begun is among the reconciliations."
         raise Trouble(404, "This upload is not known any more", sentence)
-    if not upload.ended.is_set():
-        response = visit.page("uploading.html", upload=upload)
-        # A header, as no script may run.
-        response.headers["refresh"] = f"{REFRESH}; url=/reconciliations/uploads/{upload.id}?live=1"
+    ended = upload.ended.is_set()
+    if upload.result is None or not ended:
+        live = not ended and not visit.asked("still")
+        response = visit.page("uploading.html", upload=upload, ended=ended, live=live)
+        if live:
+            # A header, as no script may run.
+            response.headers["refresh"] = f"{REFRESH}; url=/reconciliations/uploads/{upload.id}?live=1"
         return response
-    if upload.result is None:
-        return visit.page("uploading.html", upload=upload)
     if upload.result.id is not None:
         return redirect(_place(upload))
     run = upload.result.as_object() | {"finished_at": None}
