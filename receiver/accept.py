@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from receiver import cards, logs, metrics
+from receiver.attempts import Attempts
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.expected import HeldLimit, Tokens
 from receiver.inbox import Inbox
@@ -63,7 +64,15 @@ class Route:
 class Accept:
     """``POST /notify/{provider}/{facility}``."""
 
-    def __init__(self, settings: Settings, inbox: Inbox, tokens: Tokens, held: HeldLimit, refusals: RefusalLog) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        inbox: Inbox,
+        tokens: Tokens,
+        held: HeldLimit,
+        refusals: RefusalLog,
+        attempts: Attempts,
+    ) -> None:
         self._routes = {f"/notify/{e.path}".encode(): _route(e) for e in settings.endpoint}
         self._proxies = TrustedProxies(networks(settings.receive.trusted_proxies, "receive.trusted_proxies"))
         believed = settings.receive.forwarded_header
@@ -75,6 +84,7 @@ class Accept:
         self._tokens = tokens
         self._held = held
         self._refusals = refusals
+        self._attempts = attempts
         self.tally = metrics.Tally()
 
     async def watch(self) -> None:
@@ -203,7 +213,7 @@ class Accept:
         if len(message.body) > MAX_HELD_BODY:
             raise Refused(Reason.BODY_TOO_LARGE, "The body is too large to be held without proof.")
         visit.id = new_id(now_us())
-        await self._held.take(endpoint.provider, endpoint.facility, visit.id)
+        await self._held.take(endpoint.provider, endpoint.facility, visit.source, visit.id)
 
     def _identify(self, route: Route, message: Message) -> tuple[Identity, Quarantined | None]:
         try:
@@ -271,6 +281,16 @@ class Accept:
         )
         return status
 
+    async def refused(self, scope: Any, visit: Visit, refused: Refused) -> Refused:
+        """What a refused request is answered, counted, and within limits recorded."""
+        source = visit.source or self._seen(scope)
+        judged = await self._attempts.judge(refused, visit.route.endpoint.path if visit.route else "", source)
+        if judged is refused:
+            self.record(scope, visit, refused)
+        else:
+            self.tally.count(metrics.REFUSED.labels(visit.provider, visit.facility, judged.reason))
+        return judged
+
     def record(self, scope: Any, visit: Visit, refused: Refused) -> None:
         """Counts and keeps a refusal: no body, no header's value, no control character."""
         metrics.REFUSED.labels(visit.provider, visit.facility, refused.reason).inc()
@@ -301,16 +321,16 @@ class Accept:
             return _text(str(scope["client"][0])) if scope["client"] else ""
 
     async def _refuse(self, scope: Any, send: Any, visit: Visit, refused: Refused) -> None:
-        self.record(scope, visit, refused)
+        refused = await self.refused(scope, visit, refused)
         headers = []
         if refused.reason is Reason.CREDENTIALS_MISSING:
             # Some clients send their credentials only after a challenge (RFC 7617).
             headers.append((b"www-authenticate", b'Basic realm="postback", charset="UTF-8"'))
         if refused.reason is Reason.METHOD_REFUSED:
             headers.append((b"allow", b"POST"))
-        if refused.reason is Reason.HELD_FULL:
+        if refused.reason in (Reason.HELD_FULL, Reason.ATTEMPTS_FULL):
             headers.append((b"retry-after", b"60"))
-        if not visit.read_whole:
+        if not visit.read_whole or refused.reason is Reason.ATTEMPTS_FULL:
             # What is left of the body is not read: the connection cannot be used again.
             headers.append(_CLOSE)
         await _answer(send, refused.status, _error(refused.reason, refused.detail), headers)

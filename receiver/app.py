@@ -15,6 +15,8 @@ from starlette.routing import Route
 
 from receiver import expected, health, logs
 from receiver.accept import Accept, Visit
+from receiver.attempts import Attempts
+from receiver.buckets import Buckets
 from receiver.connection import connect, connect_async
 from receiver.errors import NotStored, Reason, Refused
 from receiver.inbox import Inbox
@@ -39,8 +41,10 @@ def build(settings: Settings) -> Any:
     inbox = Inbox(settings, Seal(settings.security.seal_keys, "batch"))
     refusals = RefusalLog(redis)
     tokens = expected.Tokens(lookups, lambda: inbox.redis_answers)
-    held = expected.HeldLimit(lookups, lambda: inbox.redis_answers, settings.receive.max_held)
-    accept = Accept(settings, inbox, tokens, held, refusals)
+    receive = settings.receive
+    held = expected.HeldLimit(lookups, lambda: inbox.redis_answers, receive.max_held, receive.max_held_per_address)
+    attempts = Attempts(Buckets(lookups, lambda: inbox.redis_answers), receive)
+    accept = Accept(settings, inbox, tokens, held, refusals, attempts)
     seen = ReturnLog(redis, Seal(settings.security.seal_keys, "returns"), lambda: inbox.redis_up)
     returns = Returns(settings, accept, seen)
 
@@ -142,9 +146,11 @@ def _require_api_key(authorization: list[str], settings: Settings) -> None:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    request.app.state.accept.record(request.scope, Visit(), error)
-    headers = {"www-authenticate": "Bearer"} if error.reason is Reason.CREDENTIALS_MISSING else None
-    return JSONResponse({"error": error.reason, "detail": error.detail}, error.status, headers)
+    judged: Refused = await request.app.state.accept.refused(request.scope, Visit(), error)
+    headers = {"www-authenticate": "Bearer"} if judged.reason is Reason.CREDENTIALS_MISSING else {}
+    if judged.reason is Reason.ATTEMPTS_FULL:
+        headers = {"retry-after": "60", "connection": "close"}
+    return JSONResponse({"error": judged.reason, "detail": judged.detail}, judged.status, headers)
 
 
 async def _not_stored(request: Request, error: Exception) -> Response:

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     REQUEST_MALFORMED = "request_malformed"
     QUERY_TOO_LONG = "query_too_long"
     RETURNS_FULL = "returns_full"
+    ATTEMPTS_FULL = "attempts_full"
     CONNECTIONS_FULL = "connections_full"
 
     UNREADABLE_BODY = "unreadable_body"
@@ -105,6 +106,7 @@ STATUS_OF: dict[Reason, int] = {
     Reason.FAULT: 500,
     Reason.QUERY_TOO_LONG: 414,
     Reason.RETURNS_FULL: 429,
+    Reason.ATTEMPTS_FULL: 429,
     Reason.CONNECTIONS_FULL: 503,
 }
 

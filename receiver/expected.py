@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from rq import Queue
 
 from receiver import cards, logs, replicas
+from receiver.buckets import Buckets, Limit
 from receiver.connection import DEADLINE, QUEUE, Serializer, aof_confirms
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.job import RECORD_EXPECTATION, enqueue
@@ -30,6 +31,7 @@ from receiver.notification import Expectation, new_id, now_us
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint
 from receiver.signing import Seal
+from receiver.source import neighbourhood, parse
 
 log = logs.get("receiver.expected")
 
@@ -198,15 +200,22 @@ class HeldLimit:
     """How many unverified notifications each endpoint may have waiting. Counted in Redis over a day; in this process
     alone while Redis does not answer."""
 
-    def __init__(self, redis: redis_asyncio.Redis, up: Callable[[], bool], limit: int) -> None:
+    def __init__(self, redis: redis_asyncio.Redis, up: Callable[[], bool], limit: int, of_address: int = 0) -> None:
+        """`of_address` is for each address and endpoint, so that one address cannot use all; 0 is as many."""
         self._redis = redis
         self._up = up
         self._limit = limit
+        self._of_address = Limit(of_address or limit, (of_address or limit) / HELD_WITHIN)
+        self._buckets = Buckets(redis, up)
         self._here: dict[str, deque[float]] = {}
 
-    async def take(self, provider: str, facility: str, notification_id: str) -> None:
+    async def take(self, provider: str, facility: str, source: str, notification_id: str) -> None:
         """Counts one more. Raises `Refused` (429) over the limit."""
         key = held_key(provider, facility)
+        address = parse(source)
+        whose = neighbourhood(address) if address else ""
+        if not await self._buckets.take(f"held:{provider}/{facility}:{whose}", self._of_address):
+            raise Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens came from this address.")
         room: bool | None = None
         if self._up():
             try:

@@ -53,7 +53,7 @@ class Returns:
         try:
             response = self._answer(scope, visit)
         except Refused as refused:
-            self._accept.record(scope, visit, refused)
+            refused = await self._accept.refused(scope, visit, refused)
             response = _refusal(refused)
         except Exception:
             # The customer gets a page whatever happens here: nothing depends on this one.

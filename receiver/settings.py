@@ -83,6 +83,12 @@ class Receive(_Section, frozen=True):
     """An IPv6 network of 64 bits is one address; `trusted_proxies` have no such limit."""
     max_held: int = 1000
     """Unverified notifications held per endpoint within a day."""
+    max_held_per_address: int = 500
+    max_refused: int = 50
+    """Refused requests a second that each endpoint answers with their reason and records, a hundred times as many at
+    one moment."""
+    max_refused_per_address: int = 10
+    """The same for each address; an IPv6 network of 64 bits is one."""
 
 
 class Console(_Section, frozen=True):
@@ -297,8 +303,12 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("receive.max_connections: must be between 10 and 100000.")
     if settings.receive.max_connections_per_address < 1:
         raise ConfigurationError("receive.max_connections_per_address: must be 1 or more.")
-    if settings.receive.max_held < 0:
-        raise ConfigurationError("receive.max_held: must be 0 or more.")
+    for name in ("max_held", "max_held_per_address"):
+        if getattr(settings.receive, name) < 0:
+            raise ConfigurationError(f"receive.{name}: must be 0 or more.")
+    for name in ("max_refused", "max_refused_per_address"):
+        if not 1 <= getattr(settings.receive, name) <= 100_000:
+            raise ConfigurationError(f"receive.{name}: must be between 1 and 100000 a second.")
     if settings.replay.approve_above < 0:
         raise ConfigurationError("replay.approve_above: must be 0 or more.")
     if settings.replay.per_second < 1:

@@ -33,7 +33,7 @@ from receiver.providers.base import Identity
 from receiver.providers.checkout import CheckoutEndpoint
 from receiver.refusals import listed
 from tests.asgi import Answer, Application, Body, End
-from tests.receiver.serving import EXPECTATION_SEAL, PROXY, SENDER, configured, kept, serving
+from tests.receiver.serving import API_KEY, EXPECTATION_SEAL, PROXY, SENDER, configured, kept, serving
 from tests.servers import Valkey, eventually, running_valkey
 from tests.support import EXPECTED_CASUAL, Recorded, recorded
 
@@ -626,6 +626,80 @@ def test_junk_is_refused_or_kept_and_never_a_fault(
     answer = application.post(path, pairs, body)
     assert answer.status in (200, 400, 401, 403, 413)
     assert (answer.json["status"] == "quarantined") if answer.status == 200 else answer.json["error"]
+
+
+# How much the refused may cost.
+
+
+@pytest.fixture
+def narrow(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> Iterator[Application]:
+    """An address may have 100 refused requests at one moment, and an endpoint 200."""
+    with serving(configured(tmp_path, valkey_server.url, max_refused=2, max_refused_per_address=1)) as application:
+        yield application
+
+
+def refusals(application: Application, number: int, client: str = SENDER, path: str = PAYMENTZ.path) -> list[str]:
+    """The reasons of so many unproven requests."""
+    answers = [application.post(path, {}, b"{}", client=client) for _ in range(number)]
+    return [answer.json["error"] for answer in answers]
+
+
+def test_refused_requests_are_bounded_for_each_address_and_endpoint(redis: Redis, narrow: Application) -> None:
+    reasons = refusals(narrow, 150)
+    assert reasons[:100] == ["signature_missing"] * 100
+    # Some tokens come back while the test runs.
+    assert reasons.count("attempts_full") > 20
+    assert refusals(narrow, 1, client="203.0.113.8") == ["signature_missing"]
+    assert refusals(narrow, 1, path=CHECKOUT.path) == ["credentials_refused"]
+    assert refusals(narrow, 1, path="/notify/nowhere") == ["unknown_endpoint"]
+    for number in range(9, 60):
+        refusals(narrow, 5, client=f"203.0.113.{number}")
+    assert "attempts_full" in refusals(narrow, 20, client="198.51.100.9"), "the endpoint has no more"
+    assert refusals(narrow, 1, path=CHECKOUT.path) == ["credentials_refused"]
+
+
+def test_what_is_over_the_bound_is_short_and_only_counted(redis: Redis, narrow: Application) -> None:
+    def counted() -> float:
+        figures = narrow.get("/metrics").body.decode().splitlines()
+        name = 'postback_refused_total{facility="eu",provider="paymentz",reason="attempts_full"}'
+        return next((float(line.split()[-1]) for line in figures if line.startswith(name)), 0.0)
+
+    before = counted()
+    reasons = refusals(narrow, 200)
+    over = reasons.count("attempts_full")
+    assert over > 50
+    assert counted() - before == over
+    answer = narrow.post(PAYMENTZ.path, {}, b"{}")
+    if answer.status == 429:
+        assert (answer.headers["retry-after"], answer.headers["connection"]) == ("60", "close")
+    eventually(lambda: len(listed(redis)) >= len(reasons) - over, what="the records")
+    assert {row["reason"] for row in listed(redis)} == {"signature_missing"}
+    assert len(listed(redis)) <= 201 - over
+
+
+def test_what_is_proven_is_never_limited(redis: Redis, narrow: Application) -> None:
+    for path in (PAYMENTZ.path, QUICKSTREAM.path, CHECKOUT.path, EVENT.path):
+        assert "attempts_full" in refusals(narrow, 250, path=path)
+    for _ in range(20):
+        for request in SENDERS.values():
+            accepted(send(narrow, request))
+
+
+def test_attempts_are_bounded_while_redis_is_away(server: Valkey, tmp_path: Path) -> None:
+    with serving(configured(tmp_path, server.url, max_refused_per_address=1)) as application:
+        server.kill()
+        assert "attempts_full" in refusals(application, 250)
+        accepted(send(application, PAYMENTZ))
+
+
+def test_other_routes_have_the_same_bound(redis: Redis, narrow: Application) -> None:
+    answers = [narrow.post("/expect/debitsuccess/gym", {"authorization": "Bearer x"}, b"{}") for _ in range(150)]
+    assert [answer.json["error"] for answer in answers[:100]] == ["credentials_refused"] * 100
+    assert answers[-1].status in (403, 429)
+    assert sum(answer.status == 429 for answer in answers) > 20
+    key = {"authorization": f"Bearer {API_KEY}"}
+    body = {"token": "t", "webhook_token": "w", "reference": "r", "amount": "1.00", "currency": "NZD"}
+    assert narrow.post("/expect/debitsuccess/gym", key, json.dumps(body).encode()).status == 201
 
 
 # Nothing takes it.

@@ -29,7 +29,7 @@ from receiver.expected import (
     token_key,
 )
 from receiver.notification import Expectation, now_us
-from tests.receiver.serving import EXPECTATION_SEAL, configured, jobs
+from tests.receiver.serving import EXPECTATION_SEAL, SENDER, configured, jobs
 from tests.servers import Valkey, running_valkey
 from tests.support import CHECKOUT, DEBITSUCCESS, EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM
 
@@ -269,7 +269,7 @@ def test_a_redis_that_is_known_to_be_away_is_not_asked(redis: Redis, valkey_serv
 
     async def find(client: redis_asyncio.Redis) -> None:
         assert await Tokens(client, away).find("debitsuccess", "gym", "FormTok1") is None
-        await HeldLimit(client, away, 1).take("debitsuccess", "gym", "id")
+        await HeldLimit(client, away, 1).take("debitsuccess", "gym", SENDER, "id")
 
     with_client(valkey_server, tmp_path, find)
     assert redis.exists(held_key("debitsuccess", "gym")) == 0
@@ -286,7 +286,7 @@ def test_a_redis_that_hangs_is_waited_for_within_the_deadlines(server: Valkey, t
             assert (
                 await asyncio.gather(*(tokens.find("debitsuccess", "gym", f"{n}") for n in range(100))) == [None] * 100
             )
-            await asyncio.gather(*(held.take("debitsuccess", "gym", f"{n}") for n in range(100)))
+            await asyncio.gather(*(held.take("debitsuccess", "gym", SENDER, f"{n}") for n in range(100)))
             # Each waits for its own deadline, not for those before it; within what is promised to a sender.
             assert time.monotonic() - began < 2
         # No late answer reaches another question.
@@ -310,9 +310,11 @@ def test_a_flood_waits_for_a_few_connections(redis: Redis, valkey_server: Valkey
     with_client(valkey_server, tmp_path, find, connections=4)
 
 
-async def full(limit: HeldLimit, notification_id: str = "one-more", facility: str = "gym") -> bool:
+async def full(
+    limit: HeldLimit, notification_id: str = "one-more", facility: str = "gym", source: str = SENDER
+) -> bool:
     try:
-        await limit.take("debitsuccess", facility, notification_id)
+        await limit.take("debitsuccess", facility, source, notification_id)
     except Refused as refused:
         assert (refused.reason, refused.status) == (Reason.HELD_FULL, 429)  # noqa: PT017
         return True
@@ -321,7 +323,8 @@ async def full(limit: HeldLimit, notification_id: str = "one-more", facility: st
 
 def test_held_notifications_are_counted_in_redis(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
     async def hold(client: redis_asyncio.Redis) -> None:
-        here, there = HeldLimit(client, up, 3), HeldLimit(client, up, 3)
+        # More than enough for this one address.
+        here, there = HeldLimit(client, up, 3, 100), HeldLimit(client, up, 3, 100)
         for number in range(3):
             assert not await full(here, str(number))
         assert await full(here)
@@ -347,6 +350,20 @@ def test_without_redis_each_process_counts_for_itself(server: Valkey, tmp_path: 
         assert not await full(limit, facility="other")
 
     with_client(server, tmp_path, hold)
+
+
+@pytest.mark.parametrize("redis_is", [up, away])
+def test_one_address_cannot_use_all_the_room(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path, redis_is: Callable[[], bool]
+) -> None:
+    async def hold(client: redis_asyncio.Redis) -> None:
+        limit = HeldLimit(client, redis_is, 5, 2)
+        same = ["2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"]
+        assert [await full(limit, address, source=address) for address in same] == [False, False, True]
+        assert not await full(limit, "another network", source="2001:db8:0:1::1")
+        assert not await full(limit, "another address", source="203.0.113.8")
+
+    with_client(valkey_server, tmp_path, hold)
 
 
 def test_no_room_at_all(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
