@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, select
 
+from tests.workers import material
 from tests.workers.material import MOMENT, envelope, rows
 from workers.ledger.bodies import Bodies
 from workers.ledger.documents import insert_new, update_each
-from workers.ledger.rows import Interpreted, notification_row
-from workers.ledger.tables import expectations, notifications
+from workers.ledger.payments import fold
+from workers.ledger.rows import Interpreted, notification_row, payment_row
+from workers.ledger.tables import expectations, notifications, payments
 
 ODD = "a 'quote', a \"double\", a back\\slash, \\u0041, %s, :name, \r\n\t, \x01, \u00e9 \u4e2d \U0001f600, {} []"
 
@@ -55,3 +59,52 @@ def test_a_key_of_several_columns_finds_one_row(engine: Engine) -> None:
         update_each(connection, expectations, [{**key, "key": "ref:B", "amount": 2**62, "valid_to": MOMENT}])
     found = {row.key: (row.amount, row.valid_to, row.registered_at) for row in rows(engine, expectations)}
     assert found == {"ref:A": (1, None, MOMENT), "ref:B": (2**62, MOMENT, MOMENT)}
+
+
+def arrived(*keys: str) -> list[dict[str, Any]]:
+    return [notification_row(material.processed(key, material.event()), Bodies()) for key in keys]
+
+
+def inserted(engine: Engine, rows: Sequence[dict[str, Any]]) -> list[str]:
+    with engine.begin() as connection:
+        return [row.id for row in insert_new(connection, notifications, rows)]
+
+
+def test_gives_the_keys_of_what_is_new(engine: Engine) -> None:
+    first, second, third, again = arrived("k1", "k2", "k3", "k2")
+    assert inserted(engine, []) == []
+    assert inserted(engine, [second]) == [second["id"]]
+    # One that was there, in the middle; one twice in the same batch.
+    assert sorted(inserted(engine, [first, again, third, third])) == sorted([first["id"], third["id"]])
+    assert inserted(engine, [first, second, third, again]) == []
+
+
+def test_what_was_removed_is_new_again(engine: Engine) -> None:
+    rows = arrived("k1", "k2", "k3")
+    inserted(engine, rows)
+    with engine.begin() as connection:
+        connection.execute(delete(notifications).where(notifications.c.dedupe_key.in_(["k1", "k3"])))
+    assert sorted(inserted(engine, rows)) == sorted([rows[0]["id"], rows[2]["id"]])
+
+
+def test_every_value_is_read_as_it_was_given(engine: Engine) -> None:
+    """A whole second and none at all, a date, a missing one, a truth, a large number, bytes that are no text."""
+    event = material.event(amount=2**53 + 1, settlement_date=date(2026, 2, 28), card_scheme="VISA", currency="EUR")
+    payment = fold([event])
+    assert payment is not None
+    whole, exact = datetime(2026, 2, 28, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC)
+    rows = [
+        payment_row(("checkout", "eu", "pay_1"), payment, whole, exact) | {"occurred_at": whole, "soft_decline": True},
+        payment_row(("checkout", "eu", "pay_2"), payment, whole, exact) | {"settlement_date": None, "amount": None},
+    ]
+    notification = arrived("k1")[0] | {"body": b"\x00\xff\\x", "received_at": whole, "processed_at": exact}
+    with engine.begin() as connection:
+        assert [tuple(key) for key in insert_new(connection, payments, rows)] == [
+            ("checkout", "eu", "pay_1"),
+            ("checkout", "eu", "pay_2"),
+        ]
+        insert_new(connection, notifications, [notification])
+        read = [row._asdict() for row in connection.execute(select(payments).order_by(payments.c.payment_id))]
+        told = connection.execute(select(notifications)).one()._asdict()
+    assert read == rows
+    assert told == notification | {"purged_at": None}

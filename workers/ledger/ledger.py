@@ -291,7 +291,7 @@ class Ledger:
         waiting = events
         while waiting:
             rows, mismatches = self._payment_rows(connection, waiting)
-            new = insert_new(connection, payments, rows) if rows else []
+            new = insert_new(connection, payments, rows)
             inserted = {(row.provider, row.facility, row.payment_id) for row in new}
             recorded.mismatches += [mismatch for key, mismatch in mismatches.items() if key in inserted]
             there = self._refold(connection, waiting.keys() - inserted, recorded)
