@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -56,6 +57,7 @@ class Place:
         self.sender_link: Link
         self.store_link: Link | None = None
         self.small_disk = False
+        self._starting = asyncio.Lock()
         self._closing = False
 
     async def start(self) -> None:
@@ -106,24 +108,31 @@ class Place:
         return found
 
     async def look_after(self) -> None:
-        """Starts the second worker again, as the machine's own supervisor would."""
+        """Starts the second worker and ``up`` again when they end, as the machine's own supervisor would."""
         while not self._closing:
+            process = self.installation.process
+            if process is not None and process.poll() is not None:
+                await self.start_again()
             if self.second_worker is not None and self.second_worker.poll() is not None:
                 self._start_second_worker()
             await asyncio.sleep(0.5)
 
     async def start_again(self) -> None:
-        """After ``up`` was killed, as the machine's own supervisor would: again and again until it stays."""
-        while not self._closing:
-            with self.installation.log.open("ab") as log:
-                arguments = [*command(), "up", "--config", str(self.installation.config)]
-                process = await asyncio.to_thread(subprocess.Popen, arguments, stdout=log, stderr=log)
-            self.installation.process = process
-            while process.poll() is None:
-                if await self.ready():
-                    return
-                await asyncio.sleep(0.2)
-            await asyncio.sleep(0.5)
+        """Starts ``up`` unless somebody else just did, again and again until it stays."""
+        async with self._starting:
+            while not self._closing:
+                process = self.installation.process
+                assert process is not None
+                if process.poll() is not None:
+                    with self.installation.log.open("ab") as log:
+                        arguments = [*command(), "up", "--config", str(self.installation.config)]
+                        process = await asyncio.to_thread(subprocess.Popen, arguments, stdout=log, stderr=log)
+                    self.installation.process = process
+                while process.poll() is None:
+                    if await self.ready():
+                        return
+                    await asyncio.sleep(0.2)
+                await asyncio.sleep(0.5)
 
     async def ready(self) -> bool:
         """Asked without the link."""
@@ -204,8 +213,8 @@ class Place:
             await self.store_link.stop()
         if hasattr(self, "installation"):
             for role in ("postgres", "valkey", "serve", "work", "up"):
-                if self.installation.process is not None:
-                    for pid in self.pids(role):
+                for pid in self.pids(role) if self.installation.process is not None else ():
+                    with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGCONT)
             if self.second_worker is not None:
                 self.second_worker.kill()
