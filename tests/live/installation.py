@@ -105,6 +105,11 @@ class Installation:
 
     def start(self, *arguments: str) -> None:
         """Starts ``postback`` with `arguments`, ``up`` without, and waits until it is ready."""
+        self.launch(*arguments)
+        self.wait_until_ready()
+
+    def launch(self, *arguments: str) -> None:
+        """As `start`, without waiting."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command(), *(arguments or ("up",)), "--config", str(self.config)],
@@ -112,19 +117,22 @@ class Installation:
                 stderr=log,
                 env=self._environment,
             )
-        self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:
             assert self.process is not None
             if self.process.poll() is not None:
                 raise RuntimeError(f"postback ended with {self.process.returncode}:\n{self.log.read_text()}")
-            try:
-                return self.client.get("/readyz").status_code == 200 and bool(self.pids("work"))
-            except httpx.TransportError:
-                return False
+            return self.accepts() and bool(self.pids("work"))
 
         eventually(ready, 60, "a ready installation")
+
+    def accepts(self) -> bool:
+        """Whether the accept side answers; the worker may not be there yet."""
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def stop(self) -> int:
         """SIGTERM; gives the exit code. The promise is 10 s."""
@@ -145,8 +153,12 @@ class Installation:
     def pids(self, role: str) -> list[int]:
         """Process ids of the running children with this role: ``serve``, ``work`` or ``valkey``."""
         assert self.process is not None
-        found = []
-        for line in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+        found: list[int] = []
+        try:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except OSError:
+            return found
+        for line in children:
             try:
                 arguments = Path(f"/proc/{line}/cmdline").read_bytes().split(b"\0")
             except OSError:

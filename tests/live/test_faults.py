@@ -585,6 +585,32 @@ def test_postgresql_stopped_and_started_again(tmp_path: Path) -> None:
             state.close()
 
 
+def test_started_while_postgresql_is_away(tmp_path: Path) -> None:
+    """As after a power cut, when everything starts at the same time: the senders do not wait for the ledger."""
+    with postgres() as server:
+        running = Installation(tmp_path, store=f'database_url = "{server.url}"')
+        state = State(running, server.url)
+        server.stop("immediate")
+        try:
+            running.launch()
+            eventually(lambda: "The ledger does not answer" in running.log.read_text(), 60, "a try without a ledger")
+            eventually(running.accepts, 60, "an endpoint that accepts")
+            send(running, "8720")
+            server.start()
+            running.wait_until_ready()
+            eventually(lambda: state.once(["8720"]), 45, "the payment that waited")
+
+            # A stop is heard while it waits.
+            running.stop()
+            server.stop("immediate")
+            running.launch()
+            eventually(running.accepts, 60, "an endpoint that accepts")
+            assert running.stop() == 0
+        finally:
+            state.close()
+            running.close()
+
+
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="postback-") as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,6 +23,9 @@ OTHER_FILES = 100
 """That a process has open beside its connections."""
 READY_WITHIN = 60.0
 """Seconds that `up` waits for its processes before it gives up."""
+MIGRATE_AGAIN_AFTER = 2.0
+LEDGER_AWAY = 1
+"""What `postback migrate` exits with when the ledger does not answer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -179,8 +183,8 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
             raise ConfigurationError("queue.redis_url: Redis does not answer.")
         _require_durability(settings)
         _start_accept_processes(supervisor, path, settings, listening)
-        if migrating.wait() != 0:
-            raise ConfigurationError("store.database_url: the ledger could not be brought up to date.")
+        if not _migrated(supervisor, path, migrating):
+            return 0
         supervisor.start(Child("work", own_command("work", "--config", str(path)), patience=5.0))
         if any(getattr(endpoint, "settlement_folder", None) for endpoint in settings.endpoint):
             watching = own_command("reconcile", "--watch", "--config", str(path))
@@ -230,6 +234,27 @@ def _begin_migration(path: Path) -> subprocess.Popen[bytes]:
     from workers.supervisor import own_command
 
     return subprocess.Popen(own_command("migrate", "--quiet", "--config", str(path)))
+
+
+def _migrated(supervisor: Supervisor, path: Path, migrating: subprocess.Popen[bytes]) -> bool:
+    """Waits until the ledger is up to date, however long it does not answer: what comes meanwhile is accepted, and
+    waits in the queue. False when told to stop. Raises `ConfigurationError` for a ledger that will never do."""
+    from receiver.errors import ConfigurationError
+
+    while supervisor.wait_for(partial(_ended, migrating), float("inf")):
+        if migrating.returncode == 0:
+            return True
+        if migrating.returncode != LEDGER_AWAY:
+            raise ConfigurationError("store.database_url: the ledger could not be brought up to date.")
+        supervisor.wait_for(lambda: False, MIGRATE_AGAIN_AFTER)
+        migrating = _begin_migration(path)
+    migrating.terminate()
+    migrating.wait()
+    return False
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
 
 
 def _only_one(settings: Settings) -> int:
