@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -76,6 +76,17 @@ class Fields:
         if not value:
             raise Quarantined(Reason.MISSING_FIELD, f"{name} is missing")
         return value
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Every name once, in their order."""
+        return self._first
+
+    def all(self, name: str) -> list[str]:
+        """All values of a name as sent, in their order."""
+        if name in self.repeated:
+            return self.repeated[name]
+        return [self._first[name]] if name in self._first else []
 
     @property
     def values(self) -> dict[str, list[str]]:

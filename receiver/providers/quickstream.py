@@ -118,8 +118,8 @@ def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
         from receiver.providers import quickstream_settlement
 
         return quickstream_settlement.identifiers(message, endpoint)
-    values = _read(message).values
-    return [value for name in (*_IDENTIFIERS, *endpoint.own_numbers) for value in values.get(name, ())]
+    fields = _read(message)
+    return [value for name in (*_IDENTIFIERS, *endpoint.own_numbers) for value in fields.all(name)]
 
 
 def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
@@ -243,8 +243,8 @@ def _settlement_date(text: str) -> date | None:
 def _custom(fields: Fields) -> dict[str, str | list[str]]:
     """The merchant's own parameters: ``custom`` and a capital letter. A repeated one keeps all its values."""
     return {
-        name: values[0] if len(values) == 1 else values
-        for name, values in fields.values.items()
+        name: values[0] if len(values := fields.all(name)) == 1 else values
+        for name in fields.names
         if name.startswith("custom") and name[6:7].isupper()
     }
 

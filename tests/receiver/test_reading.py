@@ -171,6 +171,8 @@ def test_need_refuses_absent_and_blank(pairs: list[tuple[str, str]]) -> None:
 def test_xml_reads_flat_documents() -> None:
     root, fields = xml(b"<PaymentResponse><a>1</a><b/><a>2</a><c> x &amp; y </c></PaymentResponse>")
     assert root == "PaymentResponse"
+    assert list(fields.names) == ["a", "b", "c"]
+    assert [fields.all(name) for name in ("a", "b", "c", "d")] == [["1", "2"], [""], [" x & y "], []]
     assert fields.values == {"a": ["1", "2"], "b": [""], "c": [" x & y "]}
 
 

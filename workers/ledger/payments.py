@@ -6,8 +6,7 @@ an event arrived. What is captured stays captured: a late approval, decline or e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
@@ -41,8 +40,7 @@ _STAND_IN = frozenset({Effect.CAPTURE_DECLINED, Effect.RETURNED})
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(msgspec.Struct, frozen=True, gc=False):
     """What is known of one payment. Amounts are minor units with `exponent` decimals."""
 
     state: PaymentState
@@ -82,11 +80,11 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
     currency, exponent = _currency(known)
     # Amounts of another currency cannot be added up with these; that there are any is a mismatch.
     counted = [event for event in known if event.currency in (None, currency)]
-    captured = _total(counted, Effect.CAPTURED, (event.total_captured for event in counted))
-    refunded = _total(counted, Effect.REFUNDED, (event.total_refunded for event in counted))
+    captured = _total(counted, Effect.CAPTURED, lambda event: event.total_captured)
+    refunded = _total(counted, Effect.REFUNDED, lambda event: event.total_refunded)
     amount = captured or _asked(counted)
     state, decisive = _state(known, amount, refunded)
-    reference = _last(event.reference for event in known)
+    reference = _last(known, lambda event: event.reference)
     if expectation is not None:
         amount = expectation.amount if amount is None else amount
         exponent = expectation.exponent if currency is None else exponent
@@ -98,16 +96,16 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
         amount_refunded=refunded or 0,
         currency=currency,
         exponent=exponent,
-        surcharge=_last(event.surcharge for event in known),
-        receipt_number=_last(event.receipt_number for event in known),
+        surcharge=_last(known, lambda event: event.surcharge),
+        receipt_number=_last(known, lambda event: event.receipt_number),
         reference=reference,
-        customer_reference=_last(event.customer_reference for event in known),
-        card_scheme=_last(event.card_scheme for event in known),
+        customer_reference=_last(known, lambda event: event.customer_reference),
+        card_scheme=_last(known, lambda event: event.card_scheme),
         response_code=decisive.response_code,
         response_description=decisive.response_description,
         summary_code=decisive.summary_code,
         soft_decline=decisive.soft_decline,
-        settlement_date=_last(event.settlement_date for event in known),
+        settlement_date=_last(known, lambda event: event.settlement_date),
         occurred_at=decisive.occurred_at,
         custom={name: value for event in known for name, value in event.custom.items()},
         differs=_differences(known, amount, currency, exponent, expectation),
@@ -118,10 +116,10 @@ def expectation_key(events: Iterable[PaymentEvent]) -> str | None:
     """The key of the expectation that the payment of `events` belongs to: by its token where the sender has tokens,
     else by its reference. None where it has neither."""
     known = _known(events)
-    token = _last(event.token for event in known)
+    token = _last(known, lambda event: event.token)
     if token is not None:
         return token_key(token)
-    reference = _last(event.reference for event in known)
+    reference = _last(known, lambda event: event.reference)
     return reference_key(reference) if reference is not None else None
 
 
@@ -152,7 +150,7 @@ def _state(
         return PaymentState.FAILED, returned
     if dishonoured := last.get(Effect.DEBIT_RETURNED):
         return PaymentState.DECLINED, dishonoured
-    if disputed := _open_dispute(known):
+    if Effect.DISPUTED in last and (disputed := _open_dispute(known)):
         return PaymentState.DISPUTED, disputed
     if refund := last.get(Effect.REFUNDED):
         # Without an amount nothing says that money is left.
@@ -163,9 +161,9 @@ def _state(
     if won := last.get(Effect.DISPUTE_ENDED):
         # Only a captured payment can be disputed; its own capture was never seen here.
         return PaymentState.CAPTURED, won
-    if void := _last(event for event in known if event.effect is Effect.VOIDED and _voids_all(event)):
+    if void := _last(known, lambda event: event if event.effect is Effect.VOIDED and _voids_all(event) else None):
         return PaymentState.VOIDED, void
-    ended = _last(event for event in known if event.effect in _ENDED)
+    ended = _last(known, lambda event: event if event.effect in _ENDED else None)
     authorised = last.get(Effect.AUTHORISED)
     if ended and (authorised is None or not _before(ended, authorised)):
         return _ENDED[ended.effect], ended
@@ -207,10 +205,10 @@ def _voids_all(void: PaymentEvent) -> bool:
     return void.total_voided is None or void.total_authorised is None or void.total_voided >= void.total_authorised
 
 
-def _total(known: Sequence[PaymentEvent], effect: Effect, stated: Iterable[int | None]) -> int | None:
+def _total(known: Sequence[PaymentEvent], effect: Effect, stated: Callable[[PaymentEvent], int | None]) -> int | None:
     """Each action counts once; where the sender states a running total, the largest one seen counts too."""
     amounts = {event.action_id: event.amount for event in known if event.effect is effect and event.amount is not None}
-    totals = [total for total in stated if total is not None]
+    totals = [total for event in known if (total := stated(event)) is not None]
     if amounts:
         totals.append(sum(amounts.values()))
     return max(totals, default=None)
@@ -220,10 +218,10 @@ def _asked(known: Sequence[PaymentEvent]) -> int | None:
     """What was asked for, while nothing is captured: the sender's own total where it states one, as an increment's or a
     void's amount is that of its action alone. A refund's or a dispute's amount is never the payment's."""
     total = max((event.total_authorised or 0 for event in known), default=0)
-    asked = _last(event.amount for event in known if event.effect not in _OF_THEIR_OWN | _STAND_IN)
+    asked = _last([event for event in known if event.effect not in _OF_THEIR_OWN | _STAND_IN], _amount)
     if total or asked is not None:
         return total or asked
-    return _last(event.amount for event in known if event.effect in _STAND_IN)
+    return _last([event for event in known if event.effect in _STAND_IN], _amount)
 
 
 def _currency(known: Sequence[PaymentEvent]) -> tuple[str | None, int]:
@@ -242,29 +240,31 @@ def _differences(
     exponent: int,
     expectation: Expectation | None,
 ) -> tuple[str, ...]:
+    differs = []
+    if expectation is not None and (amount, exponent) != (expectation.amount, expectation.exponent):
+        differs.append("amount")
     # Two currencies are a difference whatever was expected.
     several = len({event.currency for event in known if event.currency and event.effect not in _DISPUTES}) > 1
-    if expectation is None:
-        # A part was approved, and nothing says that the part is all that was asked for.
-        part = any(event.partial for event in known)
-        return _named({"currency": several, "part": part})
-    paid = {event.merchant for event in known if event.merchant is not None}
-    return _named(
-        {
-            "amount": (amount, exponent) != (expectation.amount, expectation.exponent),
-            "currency": several or currency != expectation.currency,
-            "merchant": expectation.merchant is not None and not paid <= {expectation.merchant},
-        }
-    )
+    if several or (expectation is not None and currency != expectation.currency):
+        differs.append("currency")
+    # A part was approved, and nothing says that the part is all that was asked for.
+    if expectation is None and [event for event in known if event.partial]:
+        differs.append("part")
+    if expectation is not None and expectation.merchant is not None:
+        paid = {event.merchant for event in known if event.merchant is not None}
+        if not paid <= {expectation.merchant}:
+            differs.append("merchant")
+    return tuple(differs)
 
 
-def _named(differs: dict[str, bool]) -> tuple[str, ...]:
-    return tuple(name for name, differing in differs.items() if differing)
+def _amount(event: PaymentEvent) -> int | None:
+    return event.amount
 
 
-def _last(values: Iterable[T | None]) -> T | None:
-    found = None
-    for value in values:
+def _last(known: Sequence[PaymentEvent], said: Callable[[PaymentEvent], T | None]) -> T | None:
+    """What the last event says that says anything of it."""
+    for event in reversed(known):
+        value = said(event)
         if value is not None:
-            found = value
-    return found
+            return value
+    return None

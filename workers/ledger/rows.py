@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +22,7 @@ _LONGEST_DETAIL = 20_000
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreted:
+class Interpreted(msgspec.Struct, frozen=True):
     """An envelope with what was made of it. `state` is ``processed``, ``failed``, ``quarantined`` or ``held``."""
 
     envelope: Envelope
