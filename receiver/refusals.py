@@ -118,19 +118,23 @@ def _first(moment: datetime) -> str:
 
 def listed(redis: Redis, limit: int = KEEP) -> list[dict[str, Any]]:
     """The newest refusals first, as JSON objects. Raises `RedisError`."""
-    rows: Any = redis.xrevrange(STREAM, count=limit)
-    refusals = (msgspec.msgpack.decode(fields[b"r"], type=Refusal) for _, fields in rows)
-    return [
-        {
-            "at": utc(refusal.at),
-            "provider": refusal.provider,
-            "facility": refusal.facility,
-            "source": refusal.source,
-            "reason": refusal.reason,
-            "detail": refusal.detail,
-            "status": refusal.status,
-            "size": refusal.size,
-            "content_type": refusal.content_type,
-        }
-        for refusal in refusals
-    ]
+    return [refusal for _, refusal in numbered(redis, limit=limit)]
+
+
+def numbered(redis: Redis, before: str | None = None, limit: int = KEEP) -> list[tuple[str, dict[str, Any]]]:
+    """The same, each with its place in the stream; with `before` only those that came before that place."""
+    rows: Any = redis.xrevrange(STREAM, f"({before}" if before is not None else "+", "-", count=limit)
+    found = ((key.decode(), msgspec.msgpack.decode(fields[b"r"], type=Refusal)) for key, fields in rows)
+    return [(place, msgspec.structs.asdict(refusal) | {"at": utc(refusal.at)}) for place, refusal in found]
+
+
+def comes_before(place: str, other: str) -> bool:
+    return tuple(map(int, place.split("-"))) < tuple(map(int, other.split("-")))
+
+
+def is_place(text: str) -> bool:
+    """Whether it can be asked for as a place: two numbers of 64 bits."""
+    numbers = text.split("-")
+    return len(numbers) == 2 and all(
+        each.isascii() and each.isdigit() and len(each) <= 20 and int(each) < 1 << 64 for each in numbers
+    )

@@ -6,15 +6,21 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
+from sqlalchemy import Engine
 
 from receiver.money import text_from_minor
 from receiver.notification import PaymentEvent
+from workers.audit import Action, Actor, Audit
 from workers.ledger import pages, queries
+from workers.ledger.database import away_when_it_fails
 from workers.ledger.queries import Filter
 from workers.ledger.tables import notifications
 
@@ -26,6 +32,14 @@ COLUMNS = (
 )
 """The notification object of the contract, and what it says of its payment; amounts as decimal text."""
 
+
+class Format(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+MEDIA_TYPES = {Format.CSV: "text/csv", Format.JSONL: "application/jsonl"}
+
 _EVENT = msgspec.json.Decoder(PaymentEvent)
 _JSON = msgspec.json.Encoder()
 _ROWS_AT_ONCE = 500
@@ -34,17 +48,40 @@ _FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 
 
-def exported(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
+def export(
+    engine: Engine, trail: Audit, actor: Actor, wanted: Filter, form: Format, reason: str = ""
+) -> Iterator[bytes]:
+    """Begins an export, which is in the audit trail then; gives its parts, newest first.
+
+    Raises `NotDone` (`too_many_found`) for a search that matches too much, and `LedgerAway`, also on the way.
+    """
+    lines = (csv_lines if form is Format.CSV else json_lines)(exported(partial(queries.reading, engine), wanted))
+    # The first part asks the first question: what cannot be answered is said before anything is written.
+    first = next(lines, b"")
+    facts = {name: value for name, value in asdict(wanted).items() if value}
+    with away_when_it_fails(), engine.begin() as connection:
+        trail.add(connection, actor, Action.EXPORTED, "notifications", reason, {"format": form.value, **facts})
+    return chain([first], lines)
+
+
+def exported(connect: pages.Connect, wanted: Filter) -> Iterator[dict[str, Any]]:
     """Objects of `COLUMNS`, newest first. Raises `NotDone` (`too_many_found`) for a search that matches too much."""
     columns = [*pages.LISTED, notifications.c.payment_id, notifications.c.event]
-    for row in pages.notification_rows(connection, wanted, columns):
-        event = _EVENT.decode(row.event) if row.event else None
-        yield queries.notification(row) | {"payment_id": row.payment_id, **_said(event)}
+    for rows in pages.notification_pages(connect, wanted, columns):
+        for row in rows:
+            event = _EVENT.decode(row.event) if row.event else None
+            yield queries.notification(row) | {"payment_id": row.payment_id, **_said(event)}
 
 
 def json_lines(objects: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Many lines at once."""
+    waiting: list[bytes] = []
     for item in objects:
-        yield _JSON.encode(item) + b"\n"
+        waiting.append(_JSON.encode(item) + b"\n")
+        if len(waiting) == _ROWS_AT_ONCE:
+            yield b"".join(waiting)
+            waiting.clear()
+    yield b"".join(waiting)
 
 
 def csv_lines(objects: Iterable[dict[str, Any]], columns: tuple[str, ...] = COLUMNS) -> Iterator[bytes]:

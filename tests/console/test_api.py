@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from redis import Redis
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from sqlalchemy import text
 
 from receiver import settings as configuration
 from receiver.errors import ConfigurationError
 from receiver.notification import new_id, now_us
 from tests.console.conftest import Browser, settings_of
+from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
 from workers.console.api.routes import OPERATIONS
+from workers.export import COLUMNS
 from workers.ledger.ledger import Interpreted, Ledger
 
 KEYS = {role: f"{role}-key-of-thirty-two-characters" for role in ("viewer", "operator", "approver")}
@@ -121,6 +126,63 @@ def test_an_etag_saves_the_second_answer(client: Client) -> None:
     assert client.get("/payments?limit=3", If_None_Match=first.headers["etag"]).status_code == 200
 
 
+def test_openapi_has_an_etag_too(client: Client) -> None:
+    first = client.browser.get("/api/openapi.json")
+    again = client.browser.get("/api/openapi.json", If_None_Match=first.headers["etag"])
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+
+
+def test_the_trail_is_verified(client: Client) -> None:
+    client.post("/replays", {"state": "failed", "reason": "mended"})
+    whole = client.get("/audit/verify").json()
+    (entry,) = client.get("/audit").json()["items"]
+    assert whole == {"entries": 1, "head": entry["hash"], "faults": []}
+    with client.browser.site.engine.begin() as connection:
+        connection.execute(text("DROP TRIGGER audit_keeps_update"))
+        connection.execute(text("UPDATE audit SET operator = 'somebody'"))
+    assert client.get("/audit/verify").json()["faults"] == [{"number": 1, "what": "was changed"}]
+
+
+def test_the_hours_of_the_overview(client: Client, redis: Redis) -> None:
+    refuse(redis, 2)
+    main, eu = client.get("/activity").json()["endpoints"]
+    assert (main["provider"], main["facility"], eu["facility"]) == ("checkout", "main", "eu")
+    hours = main["hours"]
+    assert len(hours) == len(eu["hours"]) == 24
+    assert [each["start"] for each in hours] == sorted(each["start"] for each in hours)
+    sums = {kind: sum(each[kind] for each in hours) for kind in ("accepted", "duplicates", "refused", "failed")}
+    assert sums == {"accepted": 30, "duplicates": 1, "refused": 2, "failed": 3}
+
+
+def test_every_refusal_is_on_one_page(client: Client, redis: Redis) -> None:
+    refuse(redis, 11)
+    sizes, cursor = [], ""
+    while True:
+        page = client.get(f"/refusals?limit=2&reason=source_refused{cursor}").json()
+        sizes.append([each["size"] for each in page["items"]])
+        if page["next"] is None:
+            break
+        refuse(redis, 1)
+        cursor = f"&cursor={page['next']}"
+    assert sizes == [[10, 8], [6, 4], [2, 0]]
+
+
+def test_an_export_is_a_file_and_in_the_trail(client: Client) -> None:
+    answer = client.get("/notifications/export?state=failed&reason=for+the+bank")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="notifications.csv"'
+    heading, *lines = answer.text.splitlines()
+    assert (heading, len(lines)) == (",".join(COLUMNS), 3)
+    lines = client.get("/notifications/export?format=jsonl&search=p/2").text.splitlines()
+    found = [msgspec.json.decode(line)["payment_id"] for line in lines]
+    assert sorted(found) == ["p/2", *(f"p/{number}" for number in range(20, 30))]
+    assert len(client.get("/notifications/export?format=jsonl&limit=7").text.splitlines()) == 7
+    entries = client.get("/audit").json()["items"]
+    assert [each["action"] for each in entries] == ["exported"] * 3
+    assert (entries[2]["operator"], entries[2]["reason"]) == ("shop-viewer", "for the bank")
+    assert entries[2]["facts"] == {"format": "csv", "state": "failed"}
+
+
 _WRONG = [
     ("/none", 404, "unknown_page"),
     ("/", 404, "unknown_page"),
@@ -149,6 +211,10 @@ _WRONG = [
     ("/replays?cursor=x", 400, "cursor_malformed"),
     ("/audit?cursor=x", 400, "cursor_malformed"),
     ("/audit?cursor=kqFuoXg", 400, "cursor_malformed"),
+    ("/refusals?cursor=x", 400, "cursor_malformed"),
+    ("/refusals?cursor=kqFuoXg", 400, "cursor_malformed"),
+    ("/notifications/export?format=xml", 400, "parameter_refused"),
+    ("/notifications/export?cursor=x", 400, "parameter_refused"),
 ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from receiver.notification import new_id, now_us
 from tests.console.conftest import Browser
+from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
 from workers.ledger.ledger import Interpreted, Ledger
 
@@ -85,6 +88,7 @@ def test_every_row_is_on_one_page(filled: Browser, path: str, rows: int) -> None
         ("/notifications?endpoint=checkout/%3Cscript%3E", 200),
         ("/notifications?since=2026-11-24&until=2026-11-24T10:00", 200),
         ("/refused?reason=none", 400),
+        ("/refused?after=1", 400),
         ("/refused?endpoint=%3Cscript%3E", 200),
         ("/audit?operator=%00&subject=%00", 200),
     ],
@@ -105,6 +109,19 @@ def test_what_a_sender_wrote_is_text(filled: Browser) -> None:
         assert "&lt;script&gt;" in shown.text or path.startswith("/replays")
         assert "<script" not in shown.text
         assert not {"\u202e", "\x07"} & set(shown.text), "neither a turned direction nor a bell"
+
+
+def test_every_refusal_is_on_one_page(browser: Browser, redis: Redis) -> None:
+    refuse(redis, 820)
+    browser.sign_in("vera")
+    sizes, where = list[str](), "/refused?reason=source_refused&endpoint=checkout/main"
+    while where:
+        page = browser.get(where)
+        assert "410 of 820" in page.text
+        table = page.text.partition("Refused requests, newest first")[2]
+        sizes += re.findall(r'<td class="num wide">(\d+)</td>', table)
+        where = following(page)
+    assert [int(size) for size in sizes] == list(range(818, -1, -2))
 
 
 def test_conflicts_stand_side_by_side(filled: Browser) -> None:

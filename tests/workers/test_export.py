@@ -7,6 +7,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,8 +34,7 @@ from workers.tail import Tail
 
 
 def read_csv(engine: Engine, **wanted: Any) -> list[dict[str, str]]:
-    with queries.reading(engine) as connection:
-        written = b"".join(csv_lines(exported(connection, Filter(**wanted))))
+    written = b"".join(csv_lines(exported(partial(queries.reading, engine), Filter(**wanted))))
     return list(csv.DictReader(io.StringIO(written.decode(), newline="")))
 
 
@@ -74,15 +74,16 @@ def test_every_field_has_its_column(ledger: Ledger, engine: Engine) -> None:
 def test_json_lines_have_the_same(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed("k1", material.event(amount=5, currency="JPY", exponent=0, custom={"a": ["=b"]}))])
     ledger.record([Interpreted(envelope("k2"), "failed", "x")])
-    with queries.reading(engine) as connection:
-        found = [json.loads(line) for line in json_lines(exported(connection, Filter(state="processed")))]
+    written = b"".join(json_lines(exported(partial(queries.reading, engine), Filter(state="processed"))))
+    found = [json.loads(line) for line in written.splitlines()]
     assert [list(each) for each in found] == [list(COLUMNS)]
     assert (found[0]["amount"], found[0]["custom"]) == ("5", {"a": ["=b"]})
 
 
 def test_an_empty_export_has_a_heading(engine: Engine, ledger: Ledger) -> None:
-    with queries.reading(engine) as connection:
-        assert b"".join(csv_lines(exported(connection, Filter()))) == ",".join(COLUMNS).encode() + b"\r\n"
+    assert b"".join(csv_lines(exported(partial(queries.reading, engine), Filter()))) == (
+        ",".join(COLUMNS).encode() + b"\r\n"
+    )
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -90,22 +88,13 @@ def export(
 ) -> None:
     """Write notifications and what they say of payments into a file, newest first. It is in the audit trail."""
     from workers import export as exports
-    from workers.audit import Action
     from workers.cli.acting import actor, audited
     from workers.ledger import queries
 
-    kind = options.one_of("jsonl" if as_json else format_, ["csv", "jsonl"], "--format")
+    form = exports.Format(options.one_of("jsonl" if as_json else format_, list(exports.Format), "--format") or "csv")
     wanted = options.wanted(queries.NOTIFICATION_STATES, state, provider, facility, since, until, search, limit)
-    write = exports.csv_lines if kind == "csv" else exports.json_lines
     with audited(config) as (engine, trail):
-        facts = {name: value for name, value in asdict(wanted).items() if value}
-        with queries.reading(engine) as connection:
-            lines = write(exports.exported(connection, wanted))
-            # The first line asks the first question: what cannot be answered is said before anything is written.
-            first = next(lines, b"")
-            with engine.begin() as writing:
-                trail.add(writing, actor(), Action.EXPORTED, "notifications", reason, {"format": kind, **facts})
-            _write(chain([first], lines), to)
+        _write(exports.export(engine, trail, actor(), wanted, form, reason), to)
 
 
 def _write(lines: Iterable[bytes], to: Path | None) -> None:

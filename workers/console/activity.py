@@ -37,8 +37,7 @@ class Activity:
             counts = self._counted(starts)
         return {
             endpoint: [
-                Hour(f"{start:%H:%M}", refused=refused[endpoint, start], **counts[start].get(endpoint, {}))
-                for start in starts
+                Hour(start, refused=refused[endpoint, start], **counts[start].get(endpoint, {})) for start in starts
             ]
             for endpoint in self._endpoints
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -12,13 +13,17 @@ _GAP = 2
 
 
 class Hour(NamedTuple):
-    """What one endpoint did in an hour."""
+    """What one endpoint did in the hour that begins at `start`."""
 
-    label: str
+    start: datetime
     accepted: int = 0
     duplicates: int = 0
     refused: int = 0
     failed: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.start:%H:%M}"
 
     @property
     def total(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -34,6 +35,7 @@ SEARCHED_BY_ALL = 100_000
 """Matches that a complete list (an export, a replay) looks at; with more it is refused rather than cut."""
 
 Place = TypeVar("Place", bound=msgspec.Struct)
+Connect = Callable[[], AbstractContextManager[Connection]]
 Endpoint = tuple[str, str, str]
 """Provider, facility and a state that occurs there."""
 
@@ -131,13 +133,27 @@ def every_payment(connection: Connection, wanted: Filter) -> Iterator[dict[str, 
 
 def notification_rows(connection: Connection, wanted: Filter, columns: Sequence[Any] = LISTED) -> Iterator[Row[Any]]:
     """The rows of `every_notification`, of which only `columns` are read; `LISTED` must be among them."""
+    for rows in notification_pages(lambda: nullcontext(connection), wanted, columns):
+        yield from rows
+
+
+def notification_pages(
+    connect: Connect, wanted: Filter, columns: Sequence[Any] = LISTED
+) -> Iterator[Sequence[Row[Any]]]:
+    """The same, each page with a connection of its own: nothing waits for whoever reads slowly."""
+    page: Any = partial(_notifications_after, wanted=wanted, columns=columns)
     if wanted.search:
-        ids, cut = notification_ids(connection, wanted.search, SEARCHED_BY_ALL)
+        with connect() as connection:
+            ids, cut = notification_ids(connection, wanted.search, SEARCHED_BY_ALL)
         _refuse(cut)
-        page: Any = partial(_notifications_among, connection, wanted, ids, columns=columns)
-    else:
-        page = partial(_notifications_after, connection, wanted, columns=columns)
-    yield from _each(page, lambda row: row.id, wanted.limit)
+        page = partial(_notifications_among, wanted=wanted, ids=ids, columns=columns)
+
+    def next_(after: str | None, size: int) -> Sequence[Row[Any]]:
+        with connect() as connection:
+            found: Sequence[Row[Any]] = page(connection, after=after, size=size)
+            return found
+
+    yield from _pages(next_, lambda row: row.id, wanted.limit)
 
 
 def endpoints(connection: Connection, table: Table, wanted: Filter) -> list[Endpoint]:
@@ -282,11 +298,18 @@ def first_id(moment: datetime) -> str:
 def _each(
     page: Callable[[Any, int], Sequence[Row[Any]]], place: Callable[[Any], Any], limit: int | None
 ) -> Iterator[Row[Any]]:
+    for rows in _pages(page, place, limit):
+        yield from rows
+
+
+def _pages(
+    page: Callable[[Any, int], Sequence[Row[Any]]], place: Callable[[Any], Any], limit: int | None
+) -> Iterator[Sequence[Row[Any]]]:
     after, left = None, limit
     while left is None or left > 0:
         size = LONGEST_PAGE if left is None else min(LONGEST_PAGE, left)
         rows = page(after, size)
-        yield from rows
+        yield rows
         if len(rows) < size:
             return
         after = place(rows[-1])

@@ -42,11 +42,14 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pass
 
 
-class _List(_Asked, frozen=True):
+class _Span(_Asked, frozen=True):
     provider: Provider | msgspec.UnsetType = msgspec.UNSET
     facility: Facility | msgspec.UnsetType = msgspec.UNSET
     since: Moment | msgspec.UnsetType = msgspec.UNSET
     until: Moment | msgspec.UnsetType = msgspec.UNSET
+
+
+class _List(_Span, frozen=True):
     limit: Limit = PAGE
 
 
@@ -54,6 +57,17 @@ class Notifications(_List, frozen=True):
     state: NotificationState | msgspec.UnsetType = msgspec.UNSET
     search: Search | msgspec.UnsetType = msgspec.UNSET
     cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+
+
+class Export(_Span, frozen=True):
+    """All that fits unless there is a `limit`, newest first."""
+
+    format: Annotated[str, _one_of(["csv", "jsonl"])] = "csv"
+    reason: Reasoned = ""
+    """Why; it stays in the audit trail."""
+    state: NotificationState | msgspec.UnsetType = msgspec.UNSET
+    search: Search | msgspec.UnsetType = msgspec.UNSET
+    limit: Annotated[int, Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Payments(_List, frozen=True):
@@ -71,6 +85,7 @@ class Refusals(_Asked, frozen=True):
     provider: Facility | msgspec.UnsetType = msgspec.UNSET
     facility: Facility | msgspec.UnsetType = msgspec.UNSET
     reason: Annotated[str, _one_of(list(STATUS_OF))] | msgspec.UnsetType = msgspec.UNSET
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
     limit: Annotated[int, Meta(ge=1, le=10_000)] = PAGE
 
 
@@ -153,7 +168,7 @@ def moment(value: str | msgspec.UnsetType, name: str) -> datetime | None:
     raise Declined(Reason.PARAMETER_REFUSED, f"{name} must be a time such as 2026-11-24T10:00:00Z.")
 
 
-def wanted(query: Notifications | Payments | Reconciliations) -> Filter:
+def wanted(query: Notifications | Export | Payments | Reconciliations) -> Filter:
     return Filter(
         state=given(getattr(query, "state", msgspec.UNSET)),
         provider=given(query.provider),
@@ -161,6 +176,6 @@ def wanted(query: Notifications | Payments | Reconciliations) -> Filter:
         since=moment(query.since, "since"),
         until=moment(query.until, "until"),
         search=given(getattr(query, "search", msgspec.UNSET)),
-        limit=query.limit,
+        limit=None if isinstance(query.limit, msgspec.UnsetType) else query.limit,
         mismatch=getattr(query, "mismatch", False),
     )

@@ -103,9 +103,10 @@ class Refusal(_Object, frozen=True):
     content_type: str
 
 
-class RefusalList(_Object, frozen=True):
+class RefusalPage(_Object, frozen=True):
     items: list[Refusal]
     """The newest first; the last 10,000 are kept."""
+    next: str | None
 
 
 class Needing(_Object, frozen=True):
@@ -171,6 +172,41 @@ class AuditEntry(_Object, frozen=True):
 class AuditPage(_Object, frozen=True):
     items: list[AuditEntry]
     next: str | None
+
+
+class AuditFault(_Object, frozen=True):
+    """An entry that was changed, removed or forged."""
+
+    number: int
+    what: str
+
+
+class AuditVerdict(_Object, frozen=True):
+    entries: int
+    head: str
+    """The hash of the newest entry: the same as in the log, or entries were cut off."""
+    faults: list[AuditFault]
+    """None when the trail is whole."""
+
+
+class Hour(_Object, frozen=True):
+    start: datetime
+    accepted: int
+    duplicates: int
+    refused: int
+    failed: int
+    """Failed or quarantined."""
+
+
+class EndpointActivity(_Object, frozen=True):
+    provider: str
+    facility: str
+    hours: list[Hour]
+    """The last 24, the oldest first; the last is the current one."""
+
+
+class Activity(_Object, frozen=True):
+    endpoints: list[EndpointActivity]
 
 
 class Reconciliation(_Object, frozen=True):

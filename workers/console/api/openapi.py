@@ -10,7 +10,7 @@ import msgspec
 
 from receiver import __version__
 from receiver.errors import STATUS_OF, Reason
-from workers.console.api.operation import Operation
+from workers.console.api.operation import Operation, Streamed
 from workers.console.api.problems import MEDIA_TYPE, Problem
 
 _ALWAYS = (
@@ -33,7 +33,8 @@ Json = dict[str, Any]
 def document(operations: Sequence[Operation]) -> Json:
     kinds: list[Any] = [Problem]
     for each in operations:
-        kinds += [kind for kind in (each.answer, each.created, each.query, each.body) if kind is not None]
+        some = (each.answer, each.created, each.query, each.body)
+        kinds += [kind for kind in some if kind is not None and not isinstance(kind, Streamed)]
     kinds = list(dict.fromkeys(kinds))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(kinds, schemas, strict=True))
@@ -78,7 +79,7 @@ def _parameters(operation: Operation, query: Json) -> Iterable[Json]:
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     for name, schema in query.get("properties", {}).items():
         yield {"name": name, "in": "query", "required": name in query.get("required", ()), "schema": schema}
-    if operation.method == "GET":
+    if operation.method == "GET" and not isinstance(operation.answer, Streamed):
         yield {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}}
     if operation.idempotent:
         key = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
@@ -87,13 +88,17 @@ def _parameters(operation: Operation, query: Json) -> Iterable[Json]:
 
 def _responses(operation: Operation, schema_of: dict[Any, Json]) -> Json:
     responses: Json = {}
+    streamed = operation.answer if isinstance(operation.answer, Streamed) else None
+    if streamed is not None:
+        text = {"schema": {"type": "string"}}
+        responses["200"] = {"description": "A file.", "content": dict.fromkeys(streamed.media_types, text)}
     for status, kind in ((200, operation.answer), (201, operation.created)):
-        if kind is not None:
+        if kind is not None and kind is not streamed:
             described: Json = {"description": "Done.", "content": {"application/json": {"schema": schema_of[kind]}}}
             if operation.method == "GET":
                 described["headers"] = {"ETag": {"schema": {"type": "string"}}}
             responses[str(status)] = described
-    if operation.method == "GET":
+    if operation.method == "GET" and streamed is None:
         responses["304"] = {"description": "It is as it was.", "headers": {"ETag": {"schema": {"type": "string"}}}}
     reasons: dict[int, list[Reason]] = {}
     for reason in (*_ALWAYS, *operation.reasons, *(_WITH_BODY if operation.body is not None else ())):

@@ -60,13 +60,23 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer that is as long as it likes, in one of these media types; the handler gives the response itself."""
+
+    media_types: tuple[str, ...]
+
+    def __init__(self, *media_types: str) -> None:
+        object.__setattr__(self, "media_types", media_types)
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     method: str
     path: str
     handler: Callable[[Call], Any]
-    """Gives what is answered as JSON, or an `Answer`."""
+    """Gives what is answered as JSON, an `Answer`, or a whole response."""
     answer: Any
-    """Type of the answer with status 200."""
+    """Type of the answer with status 200, or a `Streamed`."""
     query: type[msgspec.Struct] = Nothing
     body: type[msgspec.Struct] | None = None
     role: Role = Role.VIEWER
@@ -88,14 +98,21 @@ async def respond(request: Request, operation: Operation) -> Response:
     key = _idempotency_key(request) if operation.idempotent else None
     call = Call(site, Actor(asker.name, str(client(request))), request.path_params, query, body, key)
     answered = await run_in_threadpool(operation.handler, call)
+    if isinstance(answered, Response):
+        return answered
     answer = answered if isinstance(answered, Answer) else Answer(answered)
     content = msgspec.json.encode(answer.value) + b"\n"
-    headers = dict(answer.headers)
     if operation.method == "GET":
-        headers["etag"] = etag = f'"{digest(content)[:32]}"'
-        if _known(request, etag):
-            return Response(status_code=304, headers=headers)
-    return Response(content, answer.status, headers, "application/json")
+        return tagged(request, content)
+    return Response(content, answer.status, answer.headers, "application/json")
+
+
+def tagged(request: Request, content: bytes) -> Response:
+    """JSON with an ETag; without the JSON for whoever has it already."""
+    headers = {"etag": f'"{digest(content)[:32]}"'}
+    if _known(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(content, 200, headers, "application/json")
 
 
 def _client_of(request: Request, site: Site) -> ApiClient:

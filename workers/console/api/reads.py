@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from dataclasses import asdict
 from typing import Any
 
 from receiver import refusals as refused
@@ -51,12 +51,25 @@ def payment(call: Call) -> dict[str, Any]:
 
 def refusals(call: Call) -> dict[str, Any]:
     wanted = {name: asked.given(getattr(call.query, name)) for name in ("provider", "facility", "reason")}
-    found = (
-        each
-        for each in refused.listed(call.site.redis)
-        if all(value is None or each[name] == value for name, value in wanted.items())
-    )
-    return {"items": list(islice(found, call.query.limit))}
+    before = _place(call.query.cursor)
+    if before is not None and not refused.is_place(before):
+        raise _no_cursor()
+    found = [
+        {"place": place, "refusal": refusal}
+        for place, refusal in refused.numbered(call.site.redis, before)
+        if all(value is None or refusal[name] == value for name, value in wanted.items())
+    ]
+    page = _cut(found, call.query.limit, "place")
+    return page | {"items": [each["refusal"] for each in page["items"]]}
+
+
+def activity(call: Call) -> dict[str, Any]:
+    return {
+        "endpoints": [
+            {"provider": provider, "facility": facility, "hours": [hour._asdict() for hour in hours]}
+            for (provider, facility), hours in call.site.activity.charts().items()
+        ]
+    }
 
 
 def attention(call: Call) -> dict[str, Any]:
@@ -95,7 +108,7 @@ def audit(call: Call) -> dict[str, Any]:
     query = call.query
     before = _place(query.cursor)
     if before is not None and not (before.isascii() and before.isdigit() and len(before) <= _HIGHEST_NUMBER):
-        raise NotDone(Reason.CURSOR_MALFORMED, "The cursor is none of this list; start again without one.")
+        raise _no_cursor()
     with call.ledger() as connection:
         found = trail.listed(
             connection,
@@ -105,6 +118,12 @@ def audit(call: Call) -> dict[str, Any]:
             asked.given(query.subject) or "",
         )
     return _cut(found, query.limit, "number")
+
+
+def audit_verdict(call: Call) -> dict[str, Any]:
+    """Walks the whole chain, which may take a while."""
+    with call.ledger() as connection:
+        return asdict(call.site.audit.verify(connection))
 
 
 def reconciliations(call: Call) -> dict[str, Any]:
@@ -135,6 +154,10 @@ def _page(found: Page) -> dict[str, Any]:
 def _place(cursor: Any) -> str | None:
     place = pages.place_of(asked.given(cursor), NotificationPlace)
     return place.id if place is not None else None
+
+
+def _no_cursor() -> NotDone:
+    return NotDone(Reason.CURSOR_MALFORMED, "The cursor is none of this list; start again without one.")
 
 
 def _cut(found: list[dict[str, Any]], limit: int, key: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from starlette.routing import Mount, Route
 
 from receiver.errors import Reason
 from receiver.settings import Role
-from workers.console.api import asked, objects, reads, writes
+from workers.console.api import asked, exporting, objects, reads, writes
 from workers.console.api.openapi import document
-from workers.console.api.operation import Operation, respond
+from workers.console.api.operation import Operation, Streamed, respond, tagged
 from workers.console.api.problems import HANDLERS
 from workers.console.site import Site
 from workers.replay import Preview
@@ -29,6 +29,14 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "GET", "/notifications", reads.notifications, objects.NotificationPage, asked.Notifications, reasons=_CURSOR
     ),
+    Operation(
+        "GET",
+        "/notifications/export",
+        exporting.export,
+        Streamed("text/csv", "application/jsonl"),
+        asked.Export,
+        reasons=(Reason.TOO_MANY_FOUND,),
+    ),
     Operation("GET", "/notifications/{id}", reads.notification, objects.NotificationDetail, reasons=_ID),
     Operation("GET", "/payments", reads.payments, objects.PaymentPage, asked.Payments, reasons=_CURSOR),
     # A payment's id is whatever its sender wrote: a slash in it is part of it.
@@ -39,11 +47,12 @@ OPERATIONS: Sequence[Operation] = (
         objects.PaymentDetail,
         reasons=_ID,
     ),
-    Operation("GET", "/refusals", reads.refusals, objects.RefusalList, asked.Refusals),
+    Operation("GET", "/refusals", reads.refusals, objects.RefusalPage, asked.Refusals, reasons=_CURSOR),
     Operation("GET", "/attention", reads.attention, objects.AttentionPage, asked.Attention, reasons=_CURSOR),
     Operation("GET", "/replays", reads.replays, objects.ReplayPage, asked.Replays, reasons=_CURSOR),
     Operation("GET", "/replays/{id}", reads.replay, objects.ReplayDetail, asked.Results, reasons=_CURSOR + _ID),
     Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
+    Operation("GET", "/audit/verify", reads.audit_verdict, objects.AuditVerdict),
     Operation("GET", "/reconciliations", reads.reconciliations, objects.ReconciliationList, asked.Reconciliations),
     Operation("GET", "/reconciliations/{id}", reads.reconciliation, objects.ReconciliationDetail, reasons=_ID),
     Operation(
@@ -100,6 +109,7 @@ OPERATIONS: Sequence[Operation] = (
         )
         for word, handler in (("resolve", writes.resolve), ("ignore", writes.ignore), ("reopen", writes.reopen))
     ),
+    Operation("GET", "/activity", reads.activity, objects.Activity),
     Operation("GET", "/health", reads.health, objects.Health),
 )
 
@@ -134,7 +144,7 @@ def application(site: Site) -> Starlette:
     described = msgspec.json.encode(document(OPERATIONS)) + b"\n"
 
     async def openapi(request: Request) -> Response:
-        return Response(described, media_type="application/json")
+        return tagged(request, described)
 
     app = Starlette(
         routes=[
