@@ -195,7 +195,8 @@ class Ledger:
                     notifications.c.facility == facility,
                     notifications.c.dedupe_key.in_(keys),
                 )
-                .order_by(notifications.c.id)
+                # In the order in which everybody locks; the id alone, and SQLite would read an endpoint along it.
+                .order_by(notifications.c.id + "")
                 .with_for_update()
             ):
                 first[provider, facility, row.dedupe_key] = row

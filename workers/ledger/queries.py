@@ -130,15 +130,13 @@ def returns_of_payment(
     """What the customer of a payment was told on coming back, in order: by the payment's id; and by its reference what
     came before there was a payment, as an error or a question."""
     columns = browser_returns.c
-    mine = columns.payment_id == payment_id
+    here = select(browser_returns).where(columns.provider == provider, columns.facility == facility)
+    # Two questions, each with its index: SQLite has none for both in one.
+    found = connection.execute(here.where(columns.payment_id == payment_id)).all()
     if reference is not None:
-        mine = or_(mine, and_(columns.payment_id.is_(None), columns.reference == reference))
-    found = connection.execute(
-        select(browser_returns)
-        .where(columns.provider == provider, columns.facility == facility, mine)
-        .order_by(columns.returned_at, columns.id)
-    )
-    return [browser_return(row) for row in found]
+        before = here.where(columns.payment_id.is_(None), columns.reference == reference)
+        found = [*found, *connection.execute(before)]
+    return [browser_return(row) for row in sorted(found, key=lambda row: (row.returned_at, row.id))]
 
 
 def browser_return(row: Any) -> dict[str, Any]:
