@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,11 @@ class Refusal(msgspec.Struct, frozen=True):
     status: int
     size: int
     content_type: str
+
+
+_REFUSAL = msgspec.msgpack.Decoder(Refusal)
+Place = tuple[int, int]
+"""Where a record stands in the stream: the millisecond in which it came, and its number there."""
 
 
 class RefusalLog:
@@ -118,23 +124,21 @@ def _first(moment: datetime) -> str:
 
 def listed(redis: Redis, limit: int = KEEP) -> list[dict[str, Any]]:
     """The newest refusals first, as JSON objects. Raises `RedisError`."""
-    return [refusal for _, refusal in numbered(redis, limit=limit)]
+    rows: Any = redis.xrevrange(STREAM, count=limit)
+    return [shown(refusal) for _, refusal in read(rows)]
 
 
-def numbered(redis: Redis, before: str | None = None, limit: int = KEEP) -> list[tuple[str, dict[str, Any]]]:
-    """The same, each with its place in the stream; with `before` only those that came before that place."""
-    rows: Any = redis.xrevrange(STREAM, f"({before}" if before is not None else "+", "-", count=limit)
-    found = ((key.decode(), msgspec.msgpack.decode(fields[b"r"], type=Refusal)) for key, fields in rows)
-    return [(place, msgspec.structs.asdict(refusal) | {"at": utc(refusal.at)}) for place, refusal in found]
+def read(rows: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[tuple[Place, Refusal]]:
+    """Entries of the stream, each with its place in it."""
+    return [(place(key.decode()), _REFUSAL.decode(fields[b"r"])) for key, fields in rows]
 
 
-def comes_before(place: str, other: str) -> bool:
-    return tuple(map(int, place.split("-"))) < tuple(map(int, other.split("-")))
+def place(text: str) -> Place:
+    """Raises `ValueError` for what is none."""
+    millisecond, number = text.split("-")
+    return int(millisecond), int(number)
 
 
-def is_place(text: str) -> bool:
-    """Whether it can be asked for as a place: two numbers of 64 bits."""
-    numbers = text.split("-")
-    return len(numbers) == 2 and all(
-        each.isascii() and each.isdigit() and len(each) <= 20 and int(each) < 1 << 64 for each in numbers
-    )
+def shown(refusal: Refusal) -> dict[str, Any]:
+    """The refusal object of the contract."""
+    return msgspec.structs.asdict(refusal) | {"at": utc(refusal.at)}

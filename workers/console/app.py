@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from workers.console.guessing import Guesses
 from workers.console.headers import Guard
 from workers.console.health import Health
 from workers.console.operators import Operators
+from workers.console.refusals import Refusals
 from workers.console.render import FOLDER, Renderer
 from workers.console.sessions import Ended, Sessions
 from workers.console.signin import Door
@@ -49,6 +51,7 @@ def build(settings: Settings) -> ASGIApp:
     console = settings.console
     engine, redis = open_engine(url(settings)), connect(settings)
     audit, bodies = Audit(settings.security.seal_keys), Bodies(settings.security.body_keys)
+    refusals = Refusals(redis)
     site = Site(
         settings=settings,
         engine=engine,
@@ -63,14 +66,17 @@ def build(settings: Settings) -> ASGIApp:
         bodies=bodies,
         replays=open_replays(settings),
         uploads=Uploads(settings, Ledger(engine, bodies)),
-        activity=Activity(engine, redis, list(settings.endpoints)),
+        refusals=refusals,
+        activity=Activity(engine, refusals, list(settings.endpoints)),
         health=Health(settings),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
     )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        counting = asyncio.create_task(site.activity.keep())
         yield
+        counting.cancel()
         site.uploads.close()
         engine.dispose()
         site.replays.close()

@@ -30,6 +30,7 @@ from workers.console.activity import Activity
 from workers.console.guessing import Guesses
 from workers.console.health import Health
 from workers.console.operators import Operator, Operators
+from workers.console.refusals import Refusals
 from workers.console.render import Renderer
 from workers.console.sessions import Ended, Session, Sessions
 from workers.console.uploads import Uploads
@@ -67,6 +68,7 @@ class Site:
     attention: Attention
     replays: Replays
     uploads: Uploads
+    refusals: Refusals
     activity: Activity
     health: Health
     renderer: Renderer

@@ -51,16 +51,18 @@ def payment(call: Call) -> dict[str, Any]:
 
 def refusals(call: Call) -> dict[str, Any]:
     wanted = {name: asked.given(getattr(call.query, name)) for name in ("provider", "facility", "reason")}
-    before = _place(call.query.cursor)
-    if before is not None and not refused.is_place(before):
-        raise _no_cursor()
+    cursor = _place(call.query.cursor)
+    try:
+        before = refused.place(cursor) if cursor is not None else None
+    except ValueError:
+        raise _no_cursor() from None
     found = [
-        {"place": place, "refusal": refusal}
-        for place, refusal in refused.numbered(call.site.redis, before)
-        if all(value is None or refusal[name] == value for name, value in wanted.items())
+        {"place": "{}-{}".format(*place), "refusal": refusal}
+        for place, refusal in call.site.refusals.newest_first(before)
+        if all(value is None or getattr(refusal, name) == value for name, value in wanted.items())
     ]
     page = _cut(found, call.query.limit, "place")
-    return page | {"items": [each["refusal"] for each in page["items"]]}
+    return page | {"items": [refused.shown(each["refusal"]) for each in page["items"]]}
 
 
 def activity(call: Call) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from receiver import refusals
 from receiver.errors import STATUS_OF
+from receiver.refusals import Refusal
 from workers.console.site import Trouble, Visit
 
 SHOWN = 200
@@ -18,22 +19,26 @@ def listed(visit: Visit) -> Response:
     reason, endpoint, after = visit.asked("reason"), visit.asked("endpoint"), visit.asked("after")
     if reason and reason not in list(STATUS_OF):
         raise Trouble(400, "There is no such reason", "Choose one of the list.")
-    if after and not refusals.is_place(after):
-        raise Trouble(400, "Nothing was done", "The cursor is none of this list; start again without one.")
-    found = refusals.numbered(visit.site.redis)
-    for _, refusal in found:
-        refusal["endpoint"] = f"{refusal['provider']}/{refusal['facility']}".strip("/")
-    counted = Counter((refusal["reason"], refusal["endpoint"]) for _, refusal in found)
-    chosen = [each for each in found if reason in ("", each[1]["reason"]) and endpoint in ("", each[1]["endpoint"])]
-    older = [each for each in chosen if not after or refusals.comes_before(each[0], after)]
+    try:
+        before = refusals.place(after) if after else None
+    except ValueError:
+        raise Trouble(400, "Nothing was done", "The cursor is none of this list; start again without one.") from None
+    found = [(place, _endpoint(each), each) for place, each in visit.site.refusals.newest_first()]
+    counted = Counter((each.reason, where) for _, where, each in found)
+    chosen = [each for each in found if reason in ("", each[2].reason) and endpoint in ("", each[1])]
+    older = [each for each in chosen if before is None or each[0] < before]
     return visit.page(
         "refused.html",
-        found=[refusal for _, refusal in older[:SHOWN]],
+        found=[refusals.shown(each) | {"endpoint": where} for _, where, each in older[:SHOWN]],
         chosen=len(chosen),
         total=len(found),
         counted=counted.most_common(50),
         reason=reason,
         endpoint=endpoint,
         after=after,
-        older=older[SHOWN - 1][0] if len(older) > SHOWN else None,
+        older="{}-{}".format(*older[SHOWN - 1][0]) if len(older) > SHOWN else None,
     )
+
+
+def _endpoint(refusal: Refusal) -> str:
+    return f"{refusal.provider}/{refusal.facility}".strip("/")
