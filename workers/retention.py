@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 
 from receiver import logs, metrics, refusals
 from receiver.errors import LedgerAway
@@ -49,28 +51,34 @@ def overdue(settings: Settings, ledger: Ledger, redis: Redis) -> Iterator[Step]:
         yield Step(REFUSALS, before, refusals.count(redis, before))
 
 
-def purge(settings: Settings, ledger: Ledger, redis: Redis) -> Iterator[Step]:
-    """Purges piece by piece; each step is done when it is given, so that it may be stopped between any two.
+def purge(settings: Settings, ledger: Ledger, redis: Redis, actor: Actor) -> Iterator[Step]:
+    """Purges piece by piece; each step is done when it is given, so that it may be stopped or killed anywhere.
 
-    Raises `LedgerAway` and `RedisError`. What was purged is counted, and stands in the audit trail by `keep_account`.
+    Each piece is in the audit trail, by the transaction that purges it. Redis has none with the ledger: refusals are in
+    the trail first, so that none is gone without it. Raises `LedgerAway` and `RedisError`.
     """
+    trail = Audit(settings.security.seal_keys)
+
+    def account(what: str, connection: Connection, purged: int) -> None:
+        trail.add(connection, actor, Action.PURGED, "retention", facts={what: purged})
+
     now = datetime.now(UTC)
     for task in purging.due(settings.retention, now):
-        while purged := purging.purge_piece(ledger.engine, task):
+        while purged := purging.purge_piece(ledger.engine, task, partial(account, task.what)):
             metrics.PURGED.labels(task.what).inc(purged)
             yield Step(task.what, task.before, purged)
-    if (before := _refusals_before(settings.retention, now)) is not None and (gone := refusals.forget(redis, before)):
+    if (before := _refusals_before(settings.retention, now)) is not None and (old := refusals.count(redis, before)):
+        with away_when_it_fails(), ledger.engine.begin() as connection:
+            account(REFUSALS, connection, old)
+        gone = refusals.forget(redis, before)
         metrics.PURGED.labels(REFUSALS).inc(gone)
         yield Step(REFUSALS, before, gone)
 
 
-def keep_account(settings: Settings, ledger: Ledger, actor: Actor, purged: dict[str, int]) -> None:
-    """Adds what was purged to the audit trail, and says it in the log. Nothing when there was nothing."""
-    if not purged:
-        return
-    with away_when_it_fails(), ledger.engine.begin() as connection:
-        Audit(settings.security.seal_keys).add(connection, actor, Action.PURGED, "retention", facts=purged)
-    log.info("purged", operator=actor.name, **purged)
+def say(actor: Actor, purged: dict[str, int]) -> None:
+    """In the log, what a run purged in all; nothing when there was nothing."""
+    if purged:
+        log.info("purged", operator=actor.name, **purged)
 
 
 def operator() -> Actor:
@@ -88,6 +96,7 @@ class Daily:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._actor = Actor("retention", socket.gethostname())
         self._steps: Iterator[Step] | None = None
         self._purged: dict[str, int] = {}
         self._asked = any(period is not None for period in _periods(settings.retention))
@@ -99,7 +108,7 @@ class Daily:
         if self._steps is None:
             if not redis.set(LOCK, worker, nx=True, ex=LEASE):
                 return
-            self._steps, self._purged = purge(self._settings, self._ledger, redis), {}
+            self._steps, self._purged = purge(self._settings, self._ledger, redis, self._actor), {}
         try:
             ended = self._slice(self._steps)
         except LedgerAway:
@@ -124,10 +133,10 @@ class Daily:
             self._purged[step.what] = self._purged.get(step.what, 0) + step.purged
             if time.monotonic() > until:
                 return False
-        keep_account(self._settings, self._ledger, Actor("retention", socket.gethostname()), self._purged)
         return True
 
     def _end(self, redis: Redis, worker: str, seconds: int) -> None:
+        say(self._actor, self._purged)
         self._steps = None
         redis.set(LOCK, worker, ex=seconds)
 

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, insert, make_url, select, text, update
+from sqlalchemy import Connection, Engine, insert, make_url, select, text, update
 
 from receiver import refusals, settings
 from receiver.errors import BodyPurged, ConfigurationError, LedgerAway
@@ -23,7 +24,7 @@ from tests.workers import material
 from tests.workers.material import counted, delivered, envelope, pipeline, processed, rows, sealed, states
 from tests.workers.test_returns import seen
 from workers import retention
-from workers.audit import Actor
+from workers.audit import Actor, Audit
 from workers.ledger import purging, queries
 from workers.ledger.bodies import Bodies, keys_in_use
 from workers.ledger.ledger import Interpreted, Ledger
@@ -33,6 +34,7 @@ from workers.ledger.tables import audit, browser_returns, notifications, payment
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=400)
 DAY = timedelta(days=1)
+ANNA = Actor("anna", "host")
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -49,9 +51,13 @@ def keep(ledger: Ledger, *envelopes: Envelope, state: str = "processed") -> None
         ledger.record([Interpreted(each, state, reason, event=said)])
 
 
+def nobody(connection: Connection, purged: int) -> None:
+    """Keeps no account."""
+
+
 def purge_all(engine: Engine, what: What, before: datetime = BEFORE) -> int:
     task, purged = Task(what, before), 0
-    while piece := purge_piece(engine, task, 2):
+    while piece := purge_piece(engine, task, nobody, 2):
         purged += piece
     return purged
 
@@ -252,7 +258,7 @@ def test_workers_record_while_it_purges(ledger: Ledger, engine: Engine) -> None:
     try:
         purged = 0
         while purged < 40:
-            purged += purge_piece(engine, Task(What.BODIES, BEFORE), 3)
+            purged += purge_piece(engine, Task(What.BODIES, BEFORE), nobody, 3)
     finally:
         stop.set()
         worker.join(30)
@@ -278,9 +284,9 @@ def test_what_a_worker_holds_is_passed_over(ledger: Ledger, engine: Engine) -> N
     keep(ledger, came("held", BEFORE - 2 * DAY), came("free", BEFORE - DAY))
     with engine.begin() as worker:
         worker.execute(select(notifications).where(notifications.c.dedupe_key == "held").with_for_update())
-        assert purge_piece(engine, Task(What.BODIES, BEFORE)) == 1
+        assert purge_piece(engine, Task(What.BODIES, BEFORE), nobody) == 1
     assert gone(engine) == {"free"}
-    assert purge_piece(engine, Task(What.BODIES, BEFORE)) == 1
+    assert purge_piece(engine, Task(What.BODIES, BEFORE), nobody) == 1
 
 
 def test_the_oldest_are_found_by_an_index(ledger: Ledger, engine: Engine) -> None:
@@ -346,18 +352,43 @@ def test_all_of_it_at_once(redis: Redis, ledger: Ledger, engine: Engine, asked: 
     counts = {"bodies": 1, "conflicts": 0, "repeats": 1, "refusals": 1}
     assert {step.what: step.purged for step in retention.overdue(asked, ledger, redis)} == counts
     assert gone(engine) == set()
-    steps = list(retention.purge(asked, ledger, redis))
+    steps = list(retention.purge(asked, ledger, redis, ANNA))
     assert {step.what: step.purged for step in steps} == {"bodies": 1, "repeats": 1, "refusals": 1}
     assert all(step.purged == 0 for step in retention.overdue(asked, ledger, redis))
     assert len(redis.xrange(refusals.STREAM)) == 1  # type: ignore[arg-type]
 
 
-def test_what_was_purged_stands_in_the_audit_trail(ledger: Ledger, engine: Engine, asked: Settings) -> None:
-    retention.keep_account(asked, ledger, Actor("anna", "host"), {})
-    assert rows(engine, audit) == []
-    retention.keep_account(asked, ledger, Actor("anna", "host"), {"bodies": 3})
-    (entry,) = rows(engine, audit)
-    assert (entry.operator, entry.action, entry.facts) == ("anna", "purged", '{"bodies":3}')
+@pytest.mark.usefixtures("small")
+def test_each_piece_is_in_the_audit_trail_as_soon_as_it_is_gone(
+    redis: Redis, ledger: Ledger, engine: Engine, asked: Settings
+) -> None:
+    """Whoever is killed between any two pieces leaves nothing out of it."""
+    keep(ledger, *(came(f"k{n}", datetime.now(UTC) - 401 * DAY) for n in range(5)))
+    refused(redis, microseconds(datetime.now(UTC) - 2 * timedelta(hours=1)) // 1000)
+    wanted = ['{"bodies":2}', '{"bodies":2}', '{"bodies":1}', '{"refusals":1}']
+    for number, _ in enumerate(retention.purge(asked, ledger, redis, ANNA), 1):
+        entries = rows(engine, audit)
+        assert [entry.facts for entry in entries] == wanted[:number]
+        assert {(entry.operator, entry.action) for entry in entries} == {("anna", "purged")}
+    with queries.reading(engine) as connection:
+        assert Audit(asked.security.seal_keys).verify(connection).faults == []
+
+
+def test_nothing_goes_without_the_audit_trail(
+    redis: Redis, ledger: Ledger, engine: Engine, asked: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(ledger, came("k1", datetime.now(UTC) - 401 * DAY))
+    refused(redis, microseconds(datetime.now(UTC) - 2 * timedelta(hours=1)) // 1000)
+
+    def away(*arguments: Any, **facts: Any) -> int:
+        raise LedgerAway("away")
+
+    monkeypatch.setattr(Audit, "add", away)
+    for periods in (asked.retention, Retention(refusals=Period(3600))):
+        with pytest.raises(LedgerAway):
+            list(retention.purge(msgspec.structs.replace(asked, retention=periods), ledger, redis, ANNA))
+    assert gone(engine) == set()
+    assert refusals.count(redis, datetime.now(UTC)) == 1
 
 
 # -- every day by itself
@@ -371,7 +402,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_one_worker_purges_in_slices_and_then_not_before_the_next_day(
-    redis: Redis, ledger: Ledger, engine: Engine, asked: Settings
+    redis: Redis, ledger: Ledger, engine: Engine, asked: Settings, logged: list[Any]
 ) -> None:
     keep(ledger, *(came(f"k{n}", datetime.now(UTC) - 401 * DAY) for n in range(5)))
     first, second = retention.Daily(asked, ledger), retention.Daily(asked, ledger)
@@ -390,7 +421,9 @@ def test_one_worker_purges_in_slices_and_then_not_before_the_next_day(
     redis.delete(retention.LOCK)
     second(redis, "second")
     assert "k9" in gone(engine)
-    assert [entry.operator for entry in rows(engine, audit)] == ["retention"]
+    assert {entry.operator for entry in rows(engine, audit)} == {"retention"}
+    assert [entry.facts for entry in rows(engine, audit)] == [f'{{"bodies":{n}}}' for n in (2, 2, 1, 1)]
+    assert [line["bodies"] for line in logged if line["event"] == "purged"] == [5], "at the end of a run"
 
 
 def test_without_periods_it_does_nothing(redis: Redis, ledger: Ledger, tmp_path: Path, valkey_server: Valkey) -> None:

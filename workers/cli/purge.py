@@ -56,18 +56,18 @@ def purge(
 
 
 def _purge(settings: Settings, ledger: Ledger, redis: Redis, rows: dict[str, dict[str, Any]]) -> None:
-    """Counts in `rows` what goes. What was done is accounted for also when the rest fails or is stopped."""
+    """Counts in `rows` what goes. What was done is said also when the rest fails or is stopped."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from workers.retention import keep_account, operator, purge
+    from workers.retention import operator, purge, say
 
+    actor = operator()
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             tasks = {what: progress.add_task(what, total=row["overdue"]) for what, row in rows.items()}
-            for step in purge(settings, ledger, redis):
+            for step in purge(settings, ledger, redis, actor):
                 rows[step.what]["purged"] += step.purged
                 progress.advance(tasks[step.what], step.purged)
     finally:
-        purged = {what: row["purged"] for what, row in rows.items() if row["purged"]}
-        keep_account(settings, ledger, operator(), purged)
+        say(actor, {what: row["purged"] for what, row in rows.items() if row["purged"]})

@@ -13,7 +13,20 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Executable, Select, Table, and_, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Executable,
+    Select,
+    Table,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from receiver.settings import Retention
 from workers.ledger.database import away_when_it_fails
@@ -62,8 +75,9 @@ def count(engine: Engine, task: Task) -> int:
         return connection.scalar(select(func.count()).select_from(_overdue(task).subquery())) or 0
 
 
-def purge_piece(engine: Engine, task: Task, most: int = PIECE) -> int:
-    """Purges the oldest `most` rows of `task`; gives how many they were, 0 when all is done. Raises `LedgerAway`."""
+def purge_piece(engine: Engine, task: Task, account: Callable[[Connection, int], object], most: int = PIECE) -> int:
+    """Purges the oldest `most` rows of `task`; gives how many they were, 0 when all is done. `account` is called with
+    their number at the end of the same transaction: both are done, or neither. Raises `LedgerAway`."""
     with away_when_it_fails(), engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             # What is taken out is overwritten too, or it would lie in the file until its page is used again.
@@ -72,6 +86,7 @@ def purge_piece(engine: Engine, task: Task, most: int = PIECE) -> int:
         ids = connection.scalars(oldest.with_for_update(skip_locked=True, of=_table(task))).all()
         if ids:
             connection.execute(_ENDS[task.what](list(ids)))
+            account(connection, len(ids))
     return len(ids)
 
 
