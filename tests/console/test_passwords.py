@@ -120,8 +120,49 @@ def test_memory_is_bounded_and_operators_stay(clock: Clock, monkeypatch: pytest.
         tries(guesses, "anna")
     for number in range(200):
         tries(guesses, f"n{number}", ipaddress.ip_address(f"198.51.100.{number}"))
-    assert len(guesses._names) == len(guesses._addresses) == 50
-    assert tries(guesses, "anna", THERE) > 0
+    assert len(guesses._names) == len(guesses._addresses) == len(guesses._pairs) == 50
+    assert guesses._operators["anna"].failures == guessing.FREE_FOR_NAME
+
+
+def elsewhere(number: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(0x0A000000 + number)
+
+
+def test_nobody_locks_an_operator_out_from_elsewhere(clock: Clock) -> None:
+    guesses = Guesses(["anna"], clock)
+    assert tries(guesses, "anna") == 0
+    guesses.succeeded("anna", HERE)
+    for number in range(1000):
+        tries(guesses, "anna", elsewhere(number % 100))
+    assert tries(guesses, "anna", THERE) > 0, "an address that is new to this name"
+    assert tries(guesses, "Anna") == 0
+    # A wrong password of one's own still counts, where it was given.
+    assert [tries(guesses, "anna") > 0 for _ in range(guessing.FREE_FOR_NAME)] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("name", ["anna", "nobody"])
+def test_many_addresses_guess_a_name_no_faster(clock: Clock, name: str) -> None:
+    """Nor does it help them when the operator signs in meanwhile."""
+    guesses = Guesses(["anna"], clock)
+    tried = 0
+    for number in range(0, 24 * 3600, 5):
+        clock.now += 5
+        tried += tries(guesses, name, elsewhere(number)) == 0
+        if number % 3600 == 0:
+            guesses.attempt("anna", HERE)
+            guesses.succeeded("anna", HERE)
+    assert tried <= guessing.FREE_EVERYWHERE + 24 * 3600 / guessing.LONGEST_WAIT + 24
+
+
+def test_known_addresses_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "KNOWN", 10)
+    guesses = Guesses(["anna"], clock)
+    for number in range(40):
+        guesses.attempt("anna", elsewhere(number))
+        guesses.succeeded("anna", elsewhere(number))
+        guesses.succeeded("nobody", elsewhere(number))
+    assert list(guesses._known) == ["anna"]
+    assert list(guesses._known["anna"]) == [str(elsewhere(number)) for number in range(30, 40)]
 
 
 def test_an_ipv6_network_is_one_address(clock: Clock) -> None:
