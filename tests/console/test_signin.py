@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import asyncio
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +14,7 @@ from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from tests.console.conftest import PASSWORD, Browser, settings_of
 from workers import audit
-from workers.console import guessing, passwords
+from workers.console import app, guessing, passwords
 from workers.ledger import queries
 from workers.ledger import sessions as ended
 
@@ -56,8 +57,8 @@ def test_a_copy_of_the_cookie_is_worth_nothing_after_signing_out(browser: Browse
     assert restarted.get("/").status_code == 303
 
 
-def test_signing_out_holds_in_this_process_while_the_ledger_is_away(
-    browser: Browser, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
+def test_signing_out_while_the_ledger_is_away_says_so_and_is_made_up_for(
+    browser: Browser, settings: Settings, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
 ) -> None:
     browser.sign_in()
     cookie = browser.cookie or ""
@@ -66,13 +67,42 @@ def test_signing_out_holds_in_this_process_while_the_ledger_is_away(
     def away(*arguments: Any) -> None:
         raise LedgerAway("gone")
 
-    monkeypatch.setattr(ended, "end", away)
-    monkeypatch.setattr(ended, "has_ended", away)
-    assert browser.get("/").status_code == 200
-    browser.post("/sign-out", {"token": token})
-    assert "session_end_not_recorded" in [event["event"] for event in logged]
-    browser.show(cookie)
-    assert browser.get("/").status_code == 303
+    with monkeypatch.context() as gone:
+        gone.setattr(ended, "end", away)
+        gone.setattr(ended, "has_ended", away)
+        assert browser.get("/").status_code == 200
+        answer = browser.post("/sign-out", {"token": token})
+        assert answer.status_code == 503
+        assert "Signed out here, not yet everywhere" in answer.text
+        assert browser.cookie is None
+        assert "session_end_not_recorded" in [event["event"] for event in logged]
+        browser.show(cookie)
+        assert browser.get("/").status_code == 303
+    other = Browser(settings)
+    other.show(cookie)
+    assert other.get("/").status_code == 200, "what the page warns of"
+    monkeypatch.setattr(app, "SETTLE_EVERY", 0.01)
+    asyncio.run(lived(browser, lambda: "session_ends_recorded" in [event["event"] for event in logged]))
+    other.show(cookie)
+    assert other.get("/").status_code == 303
+    assert browser.site.ended.settle() == 0
+
+
+def test_an_end_that_the_ledger_was_not_told_is_written_when_the_console_stops(
+    browser: Browser, settings: Settings
+) -> None:
+    browser.site.ended._owed["s1"] = 2_000_000_000
+    asyncio.run(lived(browser, lambda: True))
+    assert "s1" in Browser(settings).site.ended
+
+
+async def lived(browser: Browser, until: Callable[[], bool]) -> None:
+    """The life of the console as its server runs it."""
+    application = browser.app._app  # type: ignore[attr-defined]
+    async with application.router.lifespan_context(application):
+        async with asyncio.timeout(30):
+            while not until():
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -43,6 +44,8 @@ from workers.replay import open_replays
 
 log = logs.get("workers.console.app")
 
+SETTLE_EVERY = 2.0
+"""Seconds after which the ledger is asked again to take what it is owed."""
 _STATIC = {"console.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
 
 
@@ -74,9 +77,12 @@ def build(settings: Settings) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        counting = asyncio.create_task(site.activity.keep())
+        going_on = [asyncio.create_task(site.activity.keep()), asyncio.create_task(_settle_for_ever(site.ended))]
         yield
-        counting.cancel()
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
+        await run_in_threadpool(_settle, site.ended)
         site.uploads.close()
         engine.dispose()
         site.replays.close()
@@ -104,6 +110,23 @@ def build(settings: Settings) -> ASGIApp:
     app.router.redirect_slashes = False
     app.state.site = site
     return Guard(app, console)
+
+
+async def _settle_for_ever(ended: Ended) -> None:
+    while True:
+        await asyncio.sleep(SETTLE_EVERY)
+        await run_in_threadpool(_settle, ended)
+
+
+def _settle(ended: Ended) -> None:
+    """Tells the ledger of sessions that ended while it was away."""
+    try:
+        if told := ended.settle():
+            log.info("session_ends_recorded", sessions=told)
+    except LedgerAway:
+        pass  # It was said when each of them ended; the next time comes soon.
+    except Exception:
+        log.exception("console_failed", path="/sign-out")
 
 
 async def static(request: Request) -> Response:

@@ -96,20 +96,33 @@ class Sessions:
 
 class Ended:
     """Sessions that were ended before their time. The ledger knows them all; this process remembers its own, so that
-    signing out holds here although the ledger is away."""
+    signing out holds here although the ledger is away, and owes them to the ledger until it has them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
         self._here: dict[str, int] = {}
+        self._owed: dict[str, int] = {}
 
     def add(self, id_: str, expires: int) -> None:
-        """Raises `LedgerAway` when it holds in this process alone."""
-        now = time.time()
+        """Raises `LedgerAway` when it holds in this process alone for now; `settle` makes up for it."""
         with self._lock:
-            self._here = {known: until for known, until in self._here.items() if until > now}
-            self._here[id_] = expires
+            self._here = _not_over(self._here) | {id_: expires}
+            self._owed = _not_over(self._owed) | {id_: expires}
+        self._write(id_, expires)
+
+    def settle(self) -> int:
+        """Writes what is owed to the ledger; gives how many. Raises `LedgerAway`."""
+        with self._lock:
+            owed = self._owed = _not_over(self._owed)
+        for id_, expires in owed.items():
+            self._write(id_, expires)
+        return len(owed)
+
+    def _write(self, id_: str, expires: int) -> None:
         sessions.end(self._engine, id_, expires)
+        with self._lock:
+            self._owed = {known: until for known, until in self._owed.items() if known != id_}
 
     def __contains__(self, id_: str) -> bool:
         if id_ in self._here:
@@ -120,3 +133,8 @@ class Ended:
         except LedgerAway:
             # Whoever is signed in must be able to see that the ledger is away; there is nothing else to see then.
             return False
+
+
+def _not_over(ends: dict[str, int]) -> dict[str, int]:
+    now = time.time()
+    return {known: until for known, until in ends.items() if until > now}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
+from datetime import UTC, datetime
 from math import ceil
 
 import anyio
@@ -100,16 +101,29 @@ def _welcome(site: Site, operator: Operator, wish: str, address: str) -> Respons
 
 def leave(visit: Visit) -> Response:
     site = visit.site
+    response = pages.redirect("/sign-in")
+    expires = site.sessions.expires(visit.session)
     try:
-        site.ended.add(visit.session.id, site.sessions.expires(visit.session))
+        site.ended.add(visit.session.id, expires)
     except LedgerAway:
         log.warning("session_end_not_recorded", operator=visit.operator.name)
+        response = _not_everywhere(site, expires)
     _record(site, visit.actor, Action.SIGNED_OUT)
     log.info("signed_out", operator=visit.operator.name, source=str(visit.address))
-    response = pages.redirect("/sign-in")
     response.delete_cookie(site.session_cookie, path="/", secure=site.secure, httponly=True, samesite="lax")
     response.headers["clear-site-data"] = '"cache"'
     return response
+
+
+def _not_everywhere(site: Site, expires: int) -> Response:
+    sentence = (
+        "This browser is signed out, and this console takes the session no more. The ledger does not answer, so other"
+        " consoles could not be told yet: they are as soon as it is back. If this console is stopped before, a copy of"
+        f" your cookie would be good until {datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M} UTC."
+    )
+    return site.renderer.page(
+        "message.html", 503, visit=None, title="Signed out here, not yet everywhere", sentence=sentence
+    )
 
 
 def _record(site: Site, actor: Actor, action: Action) -> None:
