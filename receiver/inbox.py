@@ -63,6 +63,8 @@ ENOUGH = 32
 ALONE_FOR = 50
 """Commits without a wait after one that brought no company."""
 DRAIN_EVERY = 0.5
+_NOTE = 80
+"""Bytes of what stands in the file of the turn."""
 
 
 class Inbox:
@@ -95,7 +97,6 @@ class Inbox:
         self._queue_length = 0
         self._alone = 0
         self._moved_up_to = 0
-        self._offered_up_to = 0
         self.fault: str | None = "Redis has not been asked yet."
         """Why batches go to the spool at the moment; None when Redis takes them."""
         self.not_durable = False
@@ -283,8 +284,6 @@ class Inbox:
             if first:
                 log.warning("replicas_away", detail=str(error))
             return
-        # Another server may answer next, which has nothing of what this one was given.
-        self._offered_up_to = 0
         if first:
             known = isinstance(error, RedisError | OSError)
             log.warning("redis_away", error=name, exc_info=None if known else error)
@@ -356,12 +355,16 @@ class Inbox:
 
     def _offer(self) -> None:
         """Gives spooled batches to a master without its replicas, so that payments are not late, and keeps them: it may
-        fail and be replaced by a replica that has none of them."""
+        fail and be replaced by a replica that has none of them. Each server is given each batch once, whichever of the
+        accept processes has the turn."""
         with self._turn as mine:
             try:
-                while mine and not self._stopping and (batches := self._oldest(after=self._offered_up_to)):
+                server = str(self._redis.info("server").get("run_id")) if mine else ""
+                offered = self._turn.offered(server)
+                while mine and not self._stopping and (batches := self._oldest(after=offered)):
                     self._enqueue([Batch(*batch[1:]) for batch in batches], wait_for=0)
-                    self._offered_up_to = batches[-1].position
+                    offered = batches[-1].position
+                    self._turn.note_offered(server, offered)
             except sqlite3.Error as error:
                 self._spool_unfit(str(error))
             except Exception as error:
@@ -397,7 +400,8 @@ class Batch(NamedTuple):
 
 
 class Turn:
-    """A file lock that ends with the process, so that a killed drainer never blocks the next one."""
+    """A file lock that ends with the process, so that a killed drainer never blocks the next one. In the file stands
+    which server was offered the spool's batches, and up to which position."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
@@ -415,6 +419,19 @@ class Turn:
     def __exit__(self, *exc: object) -> None:
         with suppress(OSError):
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def offered(self, server: str) -> int:
+        """Up to where `server` was offered the batches; 0 for another server, which has none of them."""
+        with suppress(ValueError, OSError):
+            known, position = os.pread(self._file, _NOTE, 0).decode().split()
+            if known == server:
+                return int(position)
+        return 0
+
+    def note_offered(self, server: str, position: int) -> None:
+        # On a full disk it is not noted, and all is offered again.
+        with suppress(OSError):
+            os.pwrite(self._file, f"{server} {position}".ljust(_NOTE).encode(), 0)
 
     def close(self) -> None:
         os.close(self._file)

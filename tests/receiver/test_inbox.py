@@ -25,6 +25,7 @@ from receiver.inbox import Batch, Inbox, Turn
 from receiver.link import Link
 from receiver.notification import Envelope, open_batch
 from receiver.signing import Seal
+from receiver.spool import Spool
 from tests.receiver.serving import BATCH_SEAL, QUEUE_KEY, batches, configured, envelope, jobs, kept
 from tests.servers import SERVERS, Valkey, eventually, free_port, running_valkey
 from tests.support import secrets
@@ -740,6 +741,31 @@ def test_the_drainer_outlives_every_error(
     asyncio.run(inbox.stop())
 
 
+def test_the_spool_never_holds_up_the_event_loop(
+    server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its calls may wait: for the disk, and for another process."""
+    threads: set[str] = set()
+    execute = Spool._execute
+
+    def watched(*arguments: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return execute(*arguments)
+
+    monkeypatch.setattr(Spool, "_execute", watched)
+
+    async def scenario() -> None:
+        async with open_inbox(tmp_path, server) as inbox:
+            server.kill()
+            await commit_in_time(inbox, *numbered(3))
+            assert inbox.spooled
+            server.start()
+            await until(lambda: inbox.redis_up and not inbox.spooled, "a drained spool")
+
+    asyncio.run(scenario())
+    assert threads == {"commit_0", "drain_0"}
+
+
 # Replicas
 
 
@@ -820,6 +846,36 @@ def test_while_the_replica_is_away_the_spool_keeps_a_second_copy(
     assert set(keys(kept(master))) == set(keys(kept(follower))) == {str(number) for number in range(8)}
     master.close()
     follower.close()
+
+
+def test_accept_processes_together_offer_each_batch_once(server: Valkey, replica: Valkey, tmp_path: Path) -> None:
+    """More would do no harm, and make a long queue several times as long."""
+
+    async def scenario() -> None:
+        inboxes = [replicated(tmp_path, server) for _ in range(3)]
+        for inbox in inboxes:
+            await inbox.start()
+        with standing_still(replica):
+            for number, inbox in enumerate(inboxes):
+                await commit_in_time(inbox, *numbered(1, number))
+            await until(lambda: all(inbox.replicas_away for inbox in inboxes), "the fault")
+            for number, inbox in enumerate(inboxes * 5, 3):
+                await commit_in_time(inbox, *numbered(1, number))
+            await until(lambda: set(keys(kept(master))) == wanted, "all of them with the master")
+            offered = master.llen("rq:queue:notifications")
+            for inbox in inboxes:
+                inbox._look()
+            assert master.llen("rq:queue:notifications") == offered
+            # Some come once more: what a process gave to the master before it knew of the missing replica.
+            assert 18 <= offered < 2 * 18
+        for inbox in inboxes:
+            await until(lambda inbox=inbox: inbox.redis_up, "a drained spool")  # type: ignore[misc]
+            await inbox.stop()
+
+    wanted = {str(number) for number in range(18)}
+    master = server.client()
+    asyncio.run(scenario())
+    master.close()
 
 
 def test_what_only_a_lost_master_had_comes_from_the_spool(server: Valkey, replica: Valkey, tmp_path: Path) -> None:
