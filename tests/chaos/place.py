@@ -213,9 +213,7 @@ class Place:
             await self.store_link.stop()
         if hasattr(self, "installation"):
             for role in ("postgres", "valkey", "serve", "work", "up"):
-                for pid in self.pids(role) if self.installation.process is not None else ():
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGCONT)
+                self._wake(role)
             if self.second_worker is not None:
                 self.second_worker.kill()
                 self.second_worker.wait()
@@ -228,6 +226,15 @@ class Place:
             print(f"kept: {self.folder}")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _wake(self, role: str) -> None:
+        """Lets what stands still go on, or it could not end. What is gone by now needs nothing."""
+        if self.installation.process is None:
+            return
+        with suppress(OSError):
+            for pid in self.pids(role):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def _start_second_worker(self) -> None:
         with self.installation.log.open("ab") as log:
