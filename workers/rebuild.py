@@ -16,6 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
+from receiver import logs
 from receiver.errors import BodyLocked, LedgerAway, Reason
 from receiver.money import text_from_minor
 from receiver.notification import Effect, PaymentEvent
@@ -26,6 +27,8 @@ from workers.ledger.rows import Interpreted, bounded, purged
 from workers.ledger.tables import notifications, payments
 from workers.pipeline import Pipeline, takes_back
 from workers.scratch import Scratch
+
+log = logs.get("workers.rebuild")
 
 PAGE = 250
 """Rows of one transaction: with bodies of the largest size that is accepted, 64 MiB."""
@@ -177,6 +180,7 @@ class Rebuild:
                 for item in items:
                     yield from self._revise([item], rows)
                 return
+            log.exception("rebuild_unstored", id=items[0].envelope.id, provider=items[0].envelope.provider)
             yield _left(rows[items[0].envelope.id], "unstored", type(error).__name__)
             return
         for item in revised.taken:

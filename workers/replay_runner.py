@@ -141,7 +141,7 @@ class ReplayRunner:
     def _give_up(self, replay_id: str, notification_id: str, error: BaseException) -> None:
         why = "".join(traceback.format_exception_only(error)).strip()[:500]
         result = Result(notification_id=notification_id, outcome=Outcome.NOT_RECORDED, why=cleaned(why))
-        log.error("replay_not_recorded", replay=replay_id, id=notification_id)
+        log.error("replay_not_recorded", replay=replay_id, id=notification_id, exc_info=error)
         with away_when_it_fails(), self._ledger.engine.begin() as connection:
             row = locked(connection, replay_id)
             if row is not None and _waiting(connection, replay_id, 1, [notification_id]):

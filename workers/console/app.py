@@ -177,5 +177,6 @@ async def _failed(request: Request, error: Exception) -> Response:
     log.error("console_failed", path=request.url.path, exc_info=error)
     try:
         return _message(request, 500, "A fault of ours", "It is in the log of the console with its traceback.")
-    except Exception:
+    except Exception as again:
+        log.error("console_failed", path=request.url.path, exc_info=again)
         return PlainTextResponse("A fault of ours; it is in the log.\n", 500)
