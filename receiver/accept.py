@@ -330,7 +330,7 @@ class Accept:
             headers.append((b"allow", b"POST"))
         if refused.reason in (Reason.HELD_FULL, Reason.ATTEMPTS_FULL):
             headers.append((b"retry-after", b"60"))
-        if not visit.read_whole or refused.reason is Reason.ATTEMPTS_FULL:
+        if not visit.read_whole:
             # What is left of the body is not read: the connection cannot be used again.
             headers.append(_CLOSE)
         await _answer(send, refused.status, _error(refused.reason, refused.detail), headers)

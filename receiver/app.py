@@ -149,7 +149,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     judged: Refused = await request.app.state.accept.refused(request.scope, Visit(), error)
     headers = {"www-authenticate": "Bearer"} if judged.reason is Reason.CREDENTIALS_MISSING else {}
     if judged.reason is Reason.ATTEMPTS_FULL:
-        headers = {"retry-after": "60", "connection": "close"}
+        headers = {"retry-after": "60"}
     return JSONResponse({"error": judged.reason, "detail": judged.detail}, judged.status, headers)
 
 

@@ -1,0 +1,149 @@
+"""Good notifications in the midst of a flood: ``python -m tests.bench.flood`` (needs wrk).
+
+Everything comes from loopback and from one address: 500 connections that send heads and bodies a byte at a time and
+come again when they are hung up on, wrk with as many unproven requests as 64 connections can send, and 50 proven
+notifications a second, whose answers are timed from the opening of their own connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tests.bench import machine, requests
+from tests.bench.workload import Bench, Installation
+
+SLOW = 500
+BAD_CONNECTIONS = 64
+GOOD_PER_SECOND = 50
+BAD_KINDS = 1000
+
+_SLOW_ONES = (
+    b"POST /notify/checkout/main HTTP/1.1\r\nHost: localhost\r\nX-Padding: " + b"a" * 500,
+    b"POST /notify/checkout/main HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"{" * 500,
+)
+
+
+def bad(number: int) -> bytes:
+    """An unproven request; a wrong proof, no proof, a wrong address, or no HTTP at all."""
+    good = list(requests.KINDS.values())[number % len(requests.KINDS)](f"9{number:011d}")
+    kind = number // len(requests.KINDS) % 4
+    if kind == 0:
+        return good.replace(b"POST /notify/", b"POST /notify/x")
+    if kind == 1:
+        return good[:-3] + b"xyz" if b"Authorization" not in good else good.replace(b"Basic ", b"Basic AA")
+    if kind == 2:
+        return good.replace(b"Authorization:", b"X-A:").replace(b"X-Token:", b"X-B:").replace(b"Signature:", b"No:")
+    return good.replace(b"Host: ", b"Host : ")
+
+
+async def slow_client(port: int) -> None:
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                for byte in random.choice(_SLOW_ONES):
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(random.uniform(0.1, 2)):
+                            if not await reader.read(1000):
+                                break
+            finally:
+                writer.close()
+        await asyncio.sleep(0.05)
+
+
+async def good_client(port: int, seconds: float, series: int) -> tuple[list[float], Counter[str]]:
+    """Milliseconds to each answer, and what was answered."""
+    waits: list[float] = []
+    answers: Counter[str] = Counter()
+    makers = list(requests.KINDS.values())
+
+    async def one(number: int) -> None:
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(30):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(makers[number % len(makers)](f"{series:03d}{number:09d}"))
+                answer = await reader.readuntil(b"\r\n")
+                writer.close()
+            answers[answer[9:12].decode()] += 1
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            answers[type(error).__name__] += 1
+        waits.append((time.perf_counter() - began) * 1000)
+
+    running = []
+    end = time.perf_counter() + seconds
+    for number in count():
+        if time.perf_counter() > end:
+            break
+        running.append(asyncio.create_task(one(number)))
+        await asyncio.sleep(1 / GOOD_PER_SECOND)
+    await asyncio.gather(*running)
+    return waits, answers
+
+
+async def measure(bench: Bench, port: int, pid: int, seconds: int) -> dict[str, Any]:
+    file = bench.folder / "bad"
+    with file.open("wb") as written:
+        for number in range(BAD_KINDS):
+            request = bad(number)
+            written.write(b"%d\n%s" % (len(request), request))
+    quiet, _ = await good_client(port, min(5, seconds), 1)
+    slow = [asyncio.create_task(slow_client(port)) for _ in range(SLOW)]
+    await asyncio.sleep(2)
+    before = machine.cpu_seconds(pid)
+    flood = asyncio.create_task(asyncio.to_thread(machine.load, port, bench.script, file, BAD_CONNECTIONS, seconds + 2))
+    await asyncio.sleep(1)
+    waits, answers = await good_client(port, seconds, 2)
+    seen = await flood
+    used = machine.cpu_seconds(pid) - before
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    return {
+        "good": len(waits),
+        "answers": dict(answers),
+        "quiet p99 ms": _percentile(quiet, 99),
+        "p50 ms": _percentile(waits, 50),
+        "p99 ms": _percentile(waits, 99),
+        "longest ms": round(max(waits), 1),
+        "bad per second": round(seen.per_second),
+        "processor us per request": round(used / (seen.requests + len(waits)) * 1e6),
+        "slow connections": SLOW,
+        **machine.described(),
+    }
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return round(sorted(values)[min(len(values) - 1, len(values) * percent // 100)], 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=20)
+    seconds = parser.parse_args().seconds
+    machine.require_wrk()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bench = Bench(Path(folder), stack)
+        with Installation(bench) as installation:
+            pid = installation.serve()
+            installation.work()
+            found = asyncio.run(measure(bench, installation.port, pid, seconds))
+            installation.drained()
+            found["kept"] = installation.stored()[0]
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
