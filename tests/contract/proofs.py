@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def proven(wire: Wire) -> bool:
     if wire.length is not None and not 0 < wire.length <= len(wire.body):
         return False
     target = wire.target.rstrip(" ")  # before the version, where more than one space says the same
-    path = urlsplit(target).path if target.startswith(("http://", "https://")) else target
+    path = urlsplit(target).path if re.match(r"[A-Za-z]+://", target) else target
     judge = _JUDGES.get(path.partition("?")[0].partition("#")[0])
     return judge is not None and judge(wire)
 

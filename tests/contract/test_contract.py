@@ -5,10 +5,8 @@ Each test takes a fresh request of the sender's simulator and looks at the answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,40 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, func, select
 
-from receiver import settings as configuration
 from receiver.providers import PROVIDERS
-from tests.contract.subjects import Subject, prefix, subjects
-from tests.live.installation import Installation, installed
+from tests.contract.conftest import NAMES
+from tests.contract.subjects import Subject, prefix
+from tests.live.installation import Installation
 from tests.servers import eventually
-from workers.ledger import database
 from workers.ledger.tables import notifications, repeats
 from workers.simulator.base import Outgoing
-
-NAMES = ["quickstream", "checkout", "debitsuccess casual", "debitsuccess event", "paymentz"]
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("contract")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def engine(installation: Installation) -> Iterator[Engine]:
-    engine = database.open_engine(f"sqlite:///{installation.data_dir / 'ledger.sqlite3'}")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def all_subjects(installation: Installation) -> dict[str, Subject]:
-    endpoints = configuration.load(Path(installation.config)).endpoints
-    return {subject.name: subject for subject in subjects(endpoints)}
-
-
-@pytest.fixture(params=NAMES)
-def subject(request: pytest.FixtureRequest, all_subjects: dict[str, Subject]) -> Subject:
-    return all_subjects[request.param]
 
 
 def send(installation: Installation, outgoing: Outgoing) -> httpx.Response:
