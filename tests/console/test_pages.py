@@ -12,6 +12,7 @@ from receiver.notification import new_id, now_us
 from tests.console.conftest import Browser
 from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
+from workers.console.render import commands
 from workers.ledger.ledger import Interpreted, Ledger
 
 EVIL = "<script>alert(1)</script>\u202e\x07"
@@ -122,6 +123,21 @@ def test_every_refusal_is_on_one_page(browser: Browser, redis: Redis) -> None:
         sizes += re.findall(r'<td class="num wide">(\d+)</td>', table)
         where = following(page)
     assert [int(size) for size in sizes] == list(range(818, -1, -2))
+
+
+def test_a_command_in_an_alarm_stands_out(filled: Browser) -> None:
+    page = filled.get("/").text
+    assert "Notifications failed; <code>postback attention list --kind failed</code> shows them." in page
+    assert "<li>" in page
+    assert commands("a `<b>` & `c`") == "a <code>&lt;b&gt;</code> &amp; <code>c</code>"
+
+
+def test_a_response_without_a_code_is_its_words(browser: Browser) -> None:
+    said = event(payment_id="p", response_description="Approved", amount=100, currency="AUD")
+    Ledger(browser.site.engine).record([processed("k", said, id=new_id(now_us()))])
+    browser.sign_in("vera")
+    page = browser.get("/payments/checkout/main?id=p").text
+    assert "<dt>Response</dt><dd>Approved" in " ".join(page.split()).replace("<dd> ", "<dd>")
 
 
 def test_conflicts_stand_side_by_side(filled: Browser) -> None:

@@ -40,12 +40,17 @@ class Activity:
     def __init__(self, engine: Engine, refusals: Refusals, endpoints: Sequence[Endpoint]) -> None:
         self._engine, self._refusals, self._endpoints = engine, refusals, endpoints
         self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
         self._hours: dict[datetime, tuple[float, Counts]] = {}
 
     def charts(self) -> dict[Endpoint, list[Hour]]:
         """The hours of each endpoint of the configuration, the oldest first. Raises `LedgerAway` and `RedisError`."""
         refused = self._refused()
         starts = _starts()
+        if not self._hours:
+            # The console has just started, and counts them.
+            self._refreshing.acquire()
+            self._refreshing.release()
         with self._lock:
             counts = self._counted(starts)
         return {
@@ -56,7 +61,7 @@ class Activity:
     def refresh(self) -> None:
         """Counts the hours that are over, while looks go on with what is known. Raises `LedgerAway`."""
         now = time.monotonic()
-        with queries.reading(self._engine) as connection:
+        with self._refreshing, queries.reading(self._engine) as connection:
             counted = activity.of_hours(connection, _starts()[:-2])
         with self._lock:
             self._hours |= {start: (now, counts) for start, counts in counted.items()}

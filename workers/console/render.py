@@ -38,6 +38,7 @@ class Renderer:
             "ago": ago,
             "span": span,
             "amount": amount,
+            "commands": commands,
             "number": number,
             "size": size,
             "plain": plain,
@@ -132,6 +133,12 @@ def visible(text: str, kept: str = "") -> str:
     return "".join(
         character if character.isprintable() or character in kept else "\N{REPLACEMENT CHARACTER}" for character in text
     )
+
+
+def commands(text: str) -> Markup:
+    """A sentence of ours in which commands stand between backticks."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
 def provider(name: str) -> str:
