@@ -13,17 +13,19 @@ from typing import Any
 import msgspec
 import pytest
 from redis import Redis
+from rich.console import Console
 from sqlalchemy import Engine
 
 from receiver import refusals
 from receiver.notification import Effect, new_id
-from receiver.refusals import Refusal
+from receiver.refusals import Refusal, shown
 from tests.support import secrets
 from tests.workers import material
 from tests.workers.material import MOMENT, NOW, envelope, processed
 from tests.workers.test_replay import ANNA, Desk, failed_one
 from workers.attention import Attention, Kind, Subject, Verdict
 from workers.audit import Audit
+from workers.cli import watch
 from workers.export import COLUMNS, csv_lines, exported, json_lines
 from workers.ledger import queries
 from workers.ledger.ledger import Interpreted, Ledger
@@ -170,3 +172,14 @@ def test_a_tail_shows_what_is_asked_for(engine: Engine, ledger: Ledger, redis: R
     refusal = Refusal(NOW, "checkout", "main", "203.0.113.9", "signature_refused", "It does not fit.", 403, 1, "")
     redis.xadd(refusals.STREAM, {"r": msgspec.msgpack.encode(refusal)})
     assert [each["facility"] for each in tail.news()] == ["second"]
+
+
+def test_a_path_that_somebody_asked_for_does_not_steer_the_terminal() -> None:
+    written = io.StringIO()
+    evil = "\x1b]0;pwned\x07\x1b[2J"
+    refusal = Refusal(NOW, evil, evil, "203.0.113.9", "unknown_endpoint", evil, 404, 1, "")
+    watch._show(
+        Console(file=written, force_terminal=True, color_system=None), {"kind": "refusal", **shown(refusal)}, False
+    )
+    assert "pwned" in written.getvalue()
+    assert not {"\x1b", "\x07"} & set(written.getvalue())

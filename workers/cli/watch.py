@@ -77,7 +77,8 @@ def _show(console: Any, item: dict[str, Any], as_json: bool) -> None:
     at = item["at"] if refused else item["received_at"]
     line = Text(f"{output.readable(at)}  ")
     line.append(f"{state:11}", style="magenta" if refused else _COLOURS.get(state, ""))
-    line.append(f"  {item['provider']}/{item['facility']}  ")
+    # Of a request that reached no endpoint: whatever its sender asked for.
+    line.append(f"  {output.readable(item['provider'])}/{output.readable(item['facility'])}  ")
     if refused:
         said = f"{item['reason']} from {item['source']}: {item['detail']}"
     else:
