@@ -17,7 +17,7 @@ _ENDPOINT = ("provider", "facility")
 ACCEPTED = Counter("postback_accepted", "Notifications answered 200 and kept.", (*_ENDPOINT, "status"))
 REFUSED = Counter("postback_refused", "Requests that were refused, by reason.", (*_ENDPOINT, "reason"))
 CONNECTIONS_CLOSED = Counter(
-    "postback_connections_closed", "Connections that were closed because too many were open.", ("why",)
+    "postback_connections_closed", "Connections that were closed because too many were open, or stuck.", ("why",)
 )
 OUTSIDE_PROPOSED = Counter(
     "postback_outside_proposed_sources",

@@ -163,6 +163,7 @@ class Connection(HttpToolsProtocol):
         elif (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
             stuck_in = ("head", cycle)
         if stuck_in is not None and stuck_in == self._stuck_in:
+            metrics.CONNECTIONS_CLOSED.labels(stuck_in[0]).inc()
             self.hang_up()
             return
         self._stuck_in = stuck_in

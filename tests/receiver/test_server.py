@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from receiver import server
+from receiver import metrics, server
 from receiver.door import Door
 from receiver.server import Connection, WholeAnswers
 
@@ -172,8 +172,11 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.Monke
             await ended(writer)
             return cut, answer
 
+    closed = metrics.CONNECTIONS_CLOSED.labels("head")
+    before = closed._value.get()
     cut, answer = asyncio.run(scenario())
     assert cut == [b"", b""]
+    assert closed._value.get() == before + 2
     assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
