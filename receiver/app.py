@@ -86,6 +86,9 @@ def build(settings: Settings) -> Any:
             await accept(scope, receive, send)
         elif scope["type"] == "http" and scope["raw_path"].startswith(PREFIX):
             await returns(scope, receive, send)
+        elif scope["type"] == "http":
+            # As sent, undecoded, as for the others: a rule of a proxy for /expect/ holds for all that gets there.
+            await rest({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
         else:
             await rest(scope, receive, send)
 

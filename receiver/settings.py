@@ -25,7 +25,19 @@ from receiver.signing import Secret
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # What people leave in place of a secret. A receiver that accepts it is open to everyone.
-_PLACEHOLDERS = frozenset({"...", "changeme", "change-me", "change_me"})
+# Compared by their letters and digits alone: "Change-Me!" is one as well, and so is what has none, such as "...".
+_PLACEHOLDERS = frozenset(
+    {
+        *("", "changeme", "changethis", "changeit", "replaceme", "replacethis", "todo", "tbd", "placeholder"),
+        *("password", "passwd", "passphrase", "secret", "default", "defaultsecret", "example", "examplesecret"),
+        *("yourpassword", "yoursecret", "yoursecretkey", "yourkey", "yourtoken", "mypassword", "mysecret"),
+        *("none", "null", "undefined", "true", "false"),
+    }
+)
+# What a template leaves where nobody gave it a value: ${QS_PASSWORD}, {{ password }}, <password>.
+_UNFILLED = re.compile(r"\$\{.*\}|\$\(.*\)|\{\{.*\}\}|<.*>|%\(.*\)s", re.DOTALL)
+# A reference in the place of what it refers to, and a literal that lacks its "env:".
+_REFERENCE = re.compile(r"env:.*|file:.*|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", re.DOTALL)
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # Names of people may be addresses, as identity providers have them.
@@ -561,8 +573,11 @@ def _secret(value: Any, folder: Path) -> Secret:
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise ValueError("the secret is empty")
-    if text.strip().lower() in _PLACEHOLDERS:
+    bare = text.strip()
+    if "".join(filter(str.isalnum, bare.lower())) in _PLACEHOLDERS or _UNFILLED.fullmatch(bare):
         raise ValueError("the secret is a placeholder")
+    if _REFERENCE.fullmatch(bare):
+        raise ValueError("the secret is only the name of one; write env:NAME or file:PATH")
     try:
         return Secret(text.encode(), origin)
     except UnicodeEncodeError:

@@ -104,7 +104,7 @@ def test_two_keys_at_once(application: Application) -> None:
     assert (answer.status, answer.json["error"]) == (400, "request_malformed")
 
 
-@pytest.mark.parametrize("path", ["/expect/debitsuccess/other", "/expect/nobody/gym", "/expect/debitsuccess/%2e%2e"])
+@pytest.mark.parametrize("path", ["/expect/debitsuccess/other", "/expect/nobody/gym", "/expect/debitsuccess/g%79m"])
 def test_an_unknown_endpoint(application: Application, path: str) -> None:
     answer = application.post(path, AUTH, [End.UNTOUCHED])
     assert (answer.status, answer.json) == (404, {"error": "unknown_endpoint", "detail": "There is no such endpoint."})
@@ -175,6 +175,7 @@ def test_a_redis_that_is_not_durable_registers_nothing(server: Valkey, tmp_path:
     [
         *("/", "/notify", "/notifyx/a/b", "//notify/quickstream/acme", "/Notify/quickstream/acme", "/docs", "*"),
         *("/%6eotify/quickstream/acme", "/livez/", "/metrics/x", "/expect/debitsuccess", "/expect/debitsuccess/gym/"),
+        *("/%65xpect/debitsuccess/gym", "/expect%2Fdebitsuccess/gym", "/livez%2f", "/%6civez"),
     ],
 )
 def test_paths_that_do_not_exist(application: Application, path: str) -> None:

@@ -161,6 +161,28 @@ def test_a_file_with_no_more_than_it_needs(folder: Path) -> None:
     assert (loaded.queue.durability, loaded.endpoint, loaded.data_dir) == ("strict", (), folder / "var")
 
 
+def test_no_example_of_the_readme_is_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration with each variable set to its own name, to the reference, to the words of a template."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", readme, re.DOTALL)
+    assert example is not None
+    names = sorted(set(re.findall(r'"env:(\w+)"', example[1])))
+    assert len(names) >= 5
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "cko").write_text("a-key-of-the-tests")
+    path = tmp_path / "postback.toml"
+    path.write_text(example[1])
+    for name in names:
+        monkeypatch.setenv(name, "a-secret-of-the-tests")
+    settings.load(path)
+    for name in re.findall(r'^[^#\n]*"env:(\w+)"', example[1], re.MULTILINE):
+        for unset in ("", " ", name, f"env:{name}", f"${{{name}}}", "changeme"):
+            monkeypatch.setenv(name, unset)
+            with pytest.raises(ConfigurationError, match=r"^[\w.\[\]]+: the secret is [a-z ;:A-Z]+\.$"):
+                settings.load(path)
+        monkeypatch.setenv(name, "a-secret-of-the-tests")
+
+
 def test_no_secret_is_shown_by_accident(folder: Path) -> None:
     text = FILE.replace('["old", "new"]', f'["{SECRET}"]').replace('["literal-api-key"]', f'["{SECRET}"]')
     assert SECRET not in repr(load(folder, text))
@@ -215,6 +237,21 @@ def test_bad_bind(bind: str) -> None:
         ('["old", "new"]', '["old", " \\t"]', "endpoint[0].passwords[1]: the secret is empty."),
         ('["old", "new"]', '["changeme"]', "endpoint[0].passwords[0]: the secret is a placeholder."),
         ('["old", "new"]', '[" ... "]', "endpoint[0].passwords[0]: the secret is a placeholder."),
+        *(
+            ('["old", "new"]', f"['{placeholder}']", "endpoint[0].passwords[0]: the secret is a placeholder.")
+            for placeholder in (
+                *("ChangeMe", "CHANGE_ME!", "password", "Secret", "your-secret-key", "default", "TODO", "***", "null"),
+                *("${QS_PASSWORD}", "{{ password }}", "<your password>", "$(cat secret)", "%(password)s"),
+            )
+        ),
+        *(
+            (
+                '["old", "new"]',
+                f"['{name}']",
+                "endpoint[0].passwords[0]: the secret is only the name of one; write env:NAME or file:PATH.",
+            )
+            for name in ("QS_PASSWORD", "POSTBACK_SEAL_KEY")
+        ),
         ('["old", "new"]', "[]", "endpoint[0].passwords: at least one secret is needed."),
         ('["old", "new"]', '"old"', "endpoint[0].passwords: Expected `array`, got `str`."),
         ('["old", "new"]', "[5]", "endpoint[0].passwords[0]: must be a text: env:NAME, file:PATH or a literal."),
