@@ -1,0 +1,21 @@
+-- After each `postback migrate`, as postback_owner or a superuser:  psql -d postback -f grants.sql
+
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, postback_worker, postback_console;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO postback_worker, postback_console;
+
+-- The worker writes the ledger. A notification and a payment's past are never deleted; payments are, by
+-- `postback payments rebuild`, where nothing speaks of one any more. The audit trail only grows.
+GRANT INSERT, UPDATE ON notifications, repeats, expectations, browser_returns TO postback_worker;
+GRANT DELETE ON repeats, browser_returns TO postback_worker;  -- [retention]
+GRANT INSERT, UPDATE, DELETE ON payments, resolutions TO postback_worker;
+GRANT INSERT, UPDATE ON replays, replay_items, reconciliations, findings TO postback_worker;
+GRANT INSERT ON idempotency_keys, audit TO postback_worker;
+
+-- The console reads, asks for replays, settles what needs attention, ends sessions, and takes settlement files. A file
+-- makes notifications and payments, and a preview of a replay is the replay itself, rolled back. It registers nothing,
+-- purges nothing and deletes no notification.
+GRANT INSERT, UPDATE ON replays, replay_items, reconciliations, findings TO postback_console;
+GRANT INSERT ON idempotency_keys, audit, repeats TO postback_console;
+GRANT INSERT, DELETE ON resolutions, ended_sessions TO postback_console;
+GRANT INSERT, UPDATE ON notifications TO postback_console;
+GRANT INSERT, UPDATE, DELETE ON payments TO postback_console;
