@@ -62,6 +62,7 @@ def test_every_row_is_on_one_page(filled: Browser, path: str, rows: int) -> None
         ("/payments/checkout/main?id=%00", 404),
         ("/replays/none", 404),
         ("/replays/%00", 404),
+        ("/replays?after=%00", 400),
         ("/replays/new", 400),
         ("/replays/new?id=none", 404),
         ("/replays/new?state=held", 400),

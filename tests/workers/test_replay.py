@@ -467,6 +467,15 @@ def test_the_replay_object(desk: Desk) -> None:
         assert replays.listed(connection, "done") == replays.listed(connection, before=made["id"]) == []
 
 
+def test_a_place_that_cannot_be_asked_for(desk: Desk) -> None:
+    with queries.reading(desk.engine) as connection:
+        with pytest.raises(NotDone) as refused:
+            replays.listed(connection, before="\x00")
+        assert refused.value.reason is Reason.CURSOR_MALFORMED
+        with pytest.raises(NotDone):
+            replays.results(connection, "x", after="\x00")
+
+
 def test_a_job_names_its_replay() -> None:
     assert replay_of(job_id("0197-x")) == "0197-x"
     assert replay_of(envelope().id) is None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, select
 
+from receiver.errors import NotDone, Reason
 from workers.ledger.rows import storable
 from workers.ledger.tables import replay_items, replays
 
@@ -43,7 +44,8 @@ def replay(connection: Connection, replay_id: str) -> dict[str, Any] | None:
 def listed(
     connection: Connection, state: str | None = None, before: str | None = None, limit: int = 50
 ) -> list[dict[str, Any]]:
-    """Newest first, those with an id below `before`."""
+    """Newest first, those with an id below `before`. Raises `NotDone` (`cursor_malformed`)."""
+    _refuse_unstorable(before or "")
     query = select(replays)
     if state is not None:
         query = query.where(replays.c.state == state)
@@ -55,7 +57,9 @@ def listed(
 def results(
     connection: Connection, replay_id: str, outcome: str | None = None, after: str = "", limit: int = 50
 ) -> list[dict[str, Any]]:
-    """What was done so far, in the order of arrival, of notifications with an id above `after`."""
+    """What was done so far, in the order of arrival, of notifications with an id above `after`. Raises `NotDone`
+    (`cursor_malformed`)."""
+    _refuse_unstorable(after)
     columns = replay_items.c
     of = columns.outcome == outcome if outcome is not None else _DONE
     rows = connection.execute(
@@ -65,6 +69,12 @@ def results(
         .limit(limit)
     )
     return [result(row) for row in rows]
+
+
+def _refuse_unstorable(place: str) -> None:
+    # PostgreSQL cannot even be asked for it.
+    if not storable(place):
+        raise NotDone(Reason.CURSOR_MALFORMED, "The cursor is none of this list; start again without one.")
 
 
 def every_result(connection: Connection, replay_id: str, outcome: str | None = None) -> Iterator[dict[str, Any]]:
