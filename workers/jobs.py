@@ -55,24 +55,28 @@ def record_batch(sealed: bytes) -> Retry | None:
     return _run(lambda here: here.pipeline.process(sealed))
 
 
-def record_together(batches: Sequence[bytes], redis: Redis) -> None:
-    """Several batches in one transaction. Raises what a single one would have been judged by: then nothing of them was
-    recorded, and each is to be tried alone."""
-    assert context is not None
-    _forget_released(context.pipeline.process(*batches), redis)
+def record_together(batches: Sequence[bytes], expectations: Sequence[bytes], redis: Redis) -> None:
+    """Several batches in one transaction, and several expectations in another. Raises what a single one would have been
+    judged by: each is then to be tried alone, which has no second effect on what was recorded."""
+    here = context
+    assert here is not None
+    if batches:
+        _forget_released(here.pipeline.process(*batches), redis)
+    if expectations:
+        _forget_released(here.pipeline.expect(*(_expectation(here, sealed) for sealed in expectations)), redis)
 
 
 def record_expectation(sealed: bytes) -> Retry | None:
-    def record(here: Context) -> Recorded:
-        message = here.expectation_seal.open(sealed)
-        try:
-            expectation = msgspec.msgpack.decode(message, type=Expectation)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            # Sealed, yet nothing that we wrote.
-            raise SealBroken("The sealed message is not an expectation.") from error
-        return here.pipeline.expect(expectation)
+    return _run(lambda here: here.pipeline.expect(_expectation(here, sealed)))
 
-    return _run(record)
+
+def _expectation(here: Context, sealed: bytes) -> Expectation:
+    message = here.expectation_seal.open(sealed)
+    try:
+        return msgspec.msgpack.decode(message, type=Expectation)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # Sealed, yet nothing that we wrote.
+        raise SealBroken("The sealed message is not an expectation.") from error
 
 
 def record_returns(sealed: bytes) -> Retry | None:

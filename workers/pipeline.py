@@ -47,17 +47,20 @@ class Pipeline:
         interpreted = [self.interpret(envelope) for envelope in envelopes]  # 10 interpret
         return self._record(interpreted)  # 11 record, 12 done
 
-    def expect(self, expectation: Expectation) -> Recorded:
-        """Records what the merchant announced, and releases what was held for it. Raises `LedgerAway`."""
+    def expect(self, *announced: Expectation) -> Recorded:
+        """Records what the merchant announced, and releases what was held for it, in one transaction. Raises
+        `LedgerAway`; of several together also what one of them causes."""
         try:
-            recorded = self._ledger.expect(expectation, self.judge)
+            recorded = self._ledger.expect(announced, self.judge)
         except LedgerAway:
             raise
         except Exception:
-            log.exception("release_failed", provider=expectation.provider, facility=expectation.facility)
+            if len(announced) > 1:
+                raise
+            log.exception("release_failed", provider=announced[0].provider, facility=announced[0].facility)
             reason = traceback.format_exc()
             # The expectation must not be lost for a notification of which nothing can be stored.
-            recorded = self._ledger.expect(expectation, lambda envelope, _: _failed(envelope, reason))
+            recorded = self._ledger.expect(announced, lambda envelope, _: _failed(envelope, reason))
         report(recorded)
         return recorded
 

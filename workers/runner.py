@@ -54,7 +54,7 @@ log = logs.get("workers.runner")
 SIGN_EVERY = 1.0
 TURN_JOBS = 16
 TURN_BYTES = 256 << 10
-"""At most so many batches, and about so many bytes in them, are recorded in one transaction."""
+"""At most so many batches and expectations, and about so many bytes in them, are recorded in one transaction."""
 LOOK_FOR_STALLED_EVERY = 5.0
 WAIT_FOR_REDIS = 1.0
 
@@ -64,6 +64,7 @@ _FUNCTIONS = {
     RECORD_RETURNS: jobs.record_returns,
     RUN_REPLAY: jobs.run_replay,
 }
+_TOGETHER = frozenset({RECORD_BATCH, RECORD_EXPECTATION})
 # What RQ would import and run, or send somewhere, when a job ends.
 _ENDINGS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name", b"webhooks")
 
@@ -159,7 +160,7 @@ class BatchWorker(SimpleWorker):
             super().check_for_suspension(burst)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Behind a queue, several batches in one turn: a transaction and RQ's books cost as much for few notifications
+        """Behind a queue, several jobs in one turn: a transaction and RQ's books cost as much for few notifications
         as for many. What fails together is tried one by one, as RQ does it."""
         turn = [job, *self._company(job, queue)]
         executions = self._prepare(turn)
@@ -168,16 +169,16 @@ class BatchWorker(SimpleWorker):
         self.set_state(WorkerStatus.IDLE)
 
     def _company(self, first: Job, queue: Queue) -> list[Job]:
-        """The batches behind `first` that fit into its turn, which are moved as RQ moves a job that it takes: one that
+        """The jobs behind `first` that fit into its turn, which are moved as RQ moves a job that it takes: one that
         is lost in between is found by the maintenance."""
-        room = min(TURN_JOBS, TURN_BYTES // max(len(first.data), 1)) if _is_batch(first) else 0
+        room = min(TURN_JOBS, TURN_BYTES // max(len(first.data), 1)) if _has_company(first) else 0
         if room < 2:
             return []
         with self.connection.pipeline(transaction=False) as pipeline:
             for _ in range(room - 1):
                 pipeline.lmove(queue.key, queue.intermediate_queue_key)
             ids = [moved.decode() for moved in pipeline.execute() if moved]
-        company = [job for job in takewhile(_is_batch, self._readable(ids)) if job is not None]
+        company = [job for job in takewhile(_has_company, self._readable(ids)) if job is not None]
         if left := ids[len(company) :]:
             with self.connection.pipeline() as pipeline:
                 for job_id in reversed(left):
@@ -199,7 +200,7 @@ class BatchWorker(SimpleWorker):
         started_at = now()
         try:
             with Alarm(JOB_TIMEOUT, JobTimeoutException):  # type: ignore[no-untyped-call]
-                jobs.record_together([job.args[0] for job in turn], self.connection)
+                jobs.record_together(_of(turn, RECORD_BATCH), _of(turn, RECORD_EXPECTATION), self.connection)
         except (Exception, BatchTooSlow) as error:
             log.warning("turn_split", batches=len(turn), error=type(error).__name__)
             return False
@@ -329,9 +330,15 @@ class BatchWorker(SimpleWorker):
             raise StopRequested
 
 
-def _is_batch(job: Job | None) -> bool:
+def _of(turn: Sequence[Job], name: str) -> list[bytes]:
+    """The sealed messages of those jobs that are to do this."""
+    return [job.args[0] for job in turn if job.func_name == name]
+
+
+def _has_company(job: Job | None) -> bool:
+    """Whether it may be done together with others, in whatever order."""
     try:
-        return job is not None and job.func_name == RECORD_BATCH and len(job.args) == 1
+        return job is not None and job.func_name in _TOGETHER and len(job.args) == 1
     except Exception:
         # Taken alone, it comes to the one who looks after jobs that cannot be read.
         return False

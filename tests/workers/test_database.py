@@ -327,7 +327,7 @@ def test_a_schema_that_is_not_there_is_away(empty_url: Callable[[str], str], dia
     assert_away(ledger, "notifications")
     assert ledger.answers()
     with pytest.raises(LedgerAway):
-        ledger.expect(material.expected(), material.never_judged)
+        ledger.expect([material.expected()], material.never_judged)
     with pytest.raises(LedgerAway), queries.reading(engine) as connection:
         list(pages.every_payment(connection, queries.Filter()))
     engine.dispose()

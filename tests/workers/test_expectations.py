@@ -181,7 +181,7 @@ def test_no_order_of_expectation_and_events_changes_the_payment(
         raised = 0
         for step in order:
             if step == len(said):
-                raised += len(ledger.expect(expectation, never_judged).mismatches)
+                raised += len(ledger.expect([expectation], never_judged).mismatches)
             else:
                 raised += len(ledger.record([processed(f"{name}-{step}", events[step])]).mismatches)
         with engine.connect() as connection:
@@ -204,7 +204,7 @@ def overdue(engine: Engine, moment: datetime, **wanted: Any) -> list[str]:
 
 def test_an_expectation_is_overdue_after_its_time(ledger: Ledger, engine: Engine) -> None:
     until = utc(NOW) + timedelta(minutes=10)
-    ledger.expect(expected("R1", valid_to=until), never_judged)
+    ledger.expect([expected("R1", valid_to=until)], never_judged)
     assert overdue(engine, until) == []
     assert overdue(engine, until + timedelta(seconds=1)) == ["R1"]
     assert overdue(engine, until + timedelta(seconds=1), provider="quickstream") == []
@@ -215,7 +215,7 @@ def test_an_expectation_is_overdue_after_its_time(ledger: Ledger, engine: Engine
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_without_an_end_the_senders_own_time_counts(ledger: Ledger, engine: Engine, provider: str) -> None:
     token: dict[str, Any] = {"token": "T1", "webhook_token": "W1"} if provider == "debitsuccess" else {}
-    ledger.expect(expected("R1", provider=provider, **token), never_judged)
+    ledger.expect([expected("R1", provider=provider, **token)], never_judged)
     due = utc(NOW) + PROVIDERS[provider].answer_within
     assert overdue(engine, due) == []
     assert overdue(engine, due + timedelta(microseconds=1)) == ["R1"]
@@ -224,7 +224,7 @@ def test_without_an_end_the_senders_own_time_counts(ledger: Ledger, engine: Engi
 
 
 def test_a_payment_elsewhere_answers_nothing(ledger: Ledger, engine: Engine) -> None:
-    ledger.expect(expected("R1", valid_to=utc(NOW)), never_judged)
+    ledger.expect([expected("R1", valid_to=utc(NOW))], never_judged)
     elsewhere = processed("k1", material.event(reference="R1"), facility="second")
     ledger.record([elsewhere, processed("k2", material.event(reference="R2", payment_id="p2"))])
     assert overdue(engine, utc(NOW) + timedelta(days=9)) == ["R1"]

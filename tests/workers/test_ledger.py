@@ -269,7 +269,7 @@ def test_the_same_receipt_at_two_facilities_in_one_batch(ledger: Ledger, engine:
 def test_an_expectation_belongs_to_its_facility_alone(ledger: Ledger, engine: Engine) -> None:
     for facility in ("main", "second"):
         ledger.record([processed("k1", captured(reference="R1"), facility=facility)])
-    ledger.expect(expected("R1", 999, facility="second"), never_judged)
+    ledger.expect([expected("R1", 999, facility="second")], never_judged)
     assert {row.facility: row.mismatch for row in rows(engine, payments)} == {"main": False, "second": True}
 
 
@@ -375,7 +375,7 @@ def test_any_order_and_any_batches_give_the_same_payment(ledger: Ledger, engine:
         ledger.record(items[:size])
         del items[:size]
         if dice.random() < 0.3:
-            ledger.expect(expected(dice.choice(["R1", "R2"]), 250, registered_at=NOW), never_judged)
+            ledger.expect([expected(dice.choice(["R1", "R2"]), 250, registered_at=NOW)], never_judged)
     payment = only_payment(engine)
     known = {row.key: row for row in rows(engine, expectations)}
     expectation = known.get(f"ref:{payment.reference}")
@@ -398,10 +398,10 @@ def test_any_order_and_any_batches_give_the_same_payment(ledger: Ledger, engine:
 
 
 def test_the_expectation_may_come_before_or_after_the_payment(ledger: Ledger, engine: Engine) -> None:
-    ledger.expect(expected("R1"), never_judged)
+    ledger.expect([expected("R1")], never_judged)
     ledger.record([processed("k1", captured(1000, reference="R1", payment_id="p1"))])
     ledger.record([processed("k2", captured(1000, reference="R2", payment_id="p2"))])
-    ledger.expect(expected("R2"), never_judged)
+    ledger.expect([expected("R2")], never_judged)
     first, second = rows(engine, payments)
     assert (first.amount, first.currency, first.mismatch) == (second.amount, second.currency, second.mismatch)
     assert (second.amount, second.currency, second.mismatch) == (1000, "EUR", False)
@@ -410,16 +410,16 @@ def test_the_expectation_may_come_before_or_after_the_payment(ledger: Ledger, en
 def test_a_mismatch_is_set_and_cleared_when_the_expectation_comes_later(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed("k1", captured(reference="R1"))])
     assert not only_payment(engine).mismatch
-    ledger.expect(expected("R1", 1001), never_judged)
+    ledger.expect([expected("R1", 1001)], never_judged)
     assert only_payment(engine).mismatch
-    ledger.expect(expected("R1", 1000, registered_at=NOW + 1), never_judged)
+    ledger.expect([expected("R1", 1000, registered_at=NOW + 1)], never_judged)
     assert not only_payment(engine).mismatch
 
 
 def test_an_older_expectation_that_comes_late_does_not_replace_a_newer(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed("k1", captured(reference="R1"))])
-    ledger.expect(expected("R1", 1000, registered_at=NOW + 1), never_judged)
-    ledger.expect(expected("R1", 1, registered_at=NOW), never_judged)
+    ledger.expect([expected("R1", 1000, registered_at=NOW + 1)], never_judged)
+    ledger.expect([expected("R1", 1, registered_at=NOW)], never_judged)
     assert not only_payment(engine).mismatch
     (row,) = rows(engine, expectations)
     assert (row.amount, row.registered_at) == (1000, utc(NOW + 1))
@@ -427,26 +427,67 @@ def test_an_older_expectation_that_comes_late_does_not_replace_a_newer(ledger: L
 
 def test_an_expectation_that_runs_again_changes_nothing(ledger: Ledger, engine: Engine) -> None:
     ledger.record([processed("k1", captured(reference="R1"))])
-    ledger.expect(expected("R1", 5), never_judged)
+    ledger.expect([expected("R1", 5)], never_judged)
     before = [rows(engine, table) for table in (payments, expectations)]
-    ledger.expect(expected("R1", 5), never_judged)
+    ledger.expect([expected("R1", 5)], never_judged)
     assert [rows(engine, table) for table in (payments, expectations)] == before
 
 
 def test_every_payment_of_a_reference_is_compared(ledger: Ledger, engine: Engine) -> None:
     """A second attempt of the same order is a payment of its own."""
     ledger.record([processed(f"k{n}", captured(n, reference="R1", payment_id=f"p{n}")) for n in (999, 1000)])
-    ledger.expect(expected("R1", 1000), never_judged)
+    ledger.expect([expected("R1", 1000)], never_judged)
     assert {row.payment_id: row.mismatch for row in rows(engine, payments)} == {"p999": True, "p1000": False}
 
 
 def test_the_latest_reference_of_a_payment_finds_its_expectation(ledger: Ledger, engine: Engine) -> None:
-    ledger.expect(expected("R1", 1), never_judged)
-    ledger.expect(expected("R2", 1000), never_judged)
+    ledger.expect([expected("R1", 1)], never_judged)
+    ledger.expect([expected("R2", 1000)], never_judged)
     ledger.record([processed("k2", captured(1000, 5, reference="R2"))])
     ledger.record([processed("k1", material.event(Effect.AUTHORISED, 1, reference="R1"))])
     row = only_payment(engine)
     assert (row.reference, row.mismatch) == ("R2", False)
+
+
+def test_expectations_may_come_together(ledger: Ledger, engine: Engine) -> None:
+    """Of several for one key the latest counts, wherever it stands among the others."""
+    came = [processed(f"k{n}", captured(1000, reference=f"R{n}", payment_id=f"p{n}")) for n in (1, 2)]
+    elsewhere = processed("k3", captured(7, reference="R2", payment_id="p3"), facility="second")
+    ledger.record([*came, elsewhere])
+    announced = [
+        expected("R2", 1000, registered_at=NOW + 2),
+        expected("R1", 1001),
+        expected("R2", 5, registered_at=NOW + 1),
+        expected("R3", 3),
+        expected("R2", 7, facility="second"),
+    ]
+    done = ledger.expect(announced, never_judged)
+    assert [(each.facility, each.reference) for each in done.mismatches] == [(announced[1].facility, "R1")]
+    assert {row.payment_id: row.mismatch for row in rows(engine, payments)} == {"p1": True, "p2": False, "p3": False}
+    assert sorted((row.reference, row.amount) for row in rows(engine, expectations)) == [
+        ("R1", 1001),
+        ("R2", 7),
+        ("R2", 1000),
+        ("R3", 3),
+    ]
+    assert ledger.expect(announced, never_judged) == Recorded()
+
+
+def test_one_that_cannot_be_released_leaves_the_others_to_be_tried_alone(ledger: Ledger, engine: Engine) -> None:
+    walk = pipeline(ledger)
+    odd, good = expected("R1"), expected("R2")
+
+    def broken(*arguments: object) -> object:
+        raise ValueError("a fault of ours")
+
+    walk.judge = broken  # type: ignore[method-assign, assignment]
+    walk.process(material.sealed(casual()))
+    with pytest.raises(ValueError, match="a fault of ours"):
+        walk.expect(odd, EXPECTED_CASUAL, good)
+    assert rows(engine, expectations) == []
+    for expectation in (odd, EXPECTED_CASUAL, good):
+        walk.expect(expectation)
+    assert len(rows(engine, expectations)) == 3
 
 
 # -- what is held until its token is known
@@ -543,7 +584,7 @@ def test_only_what_waits_for_this_token_at_this_facility_is_released(ledger: Led
 def test_a_late_older_expectation_releases_with_the_newer_ones_proof(ledger: Ledger, engine: Engine) -> None:
     walk = pipeline(ledger)
     older = msgspec.structs.replace(EXPECTED_CASUAL, webhook_token="other", registered_at=1)
-    ledger.expect(EXPECTED_CASUAL, never_judged)
+    ledger.expect([EXPECTED_CASUAL], never_judged)
     ledger.record([Interpreted(casual(), "held", "token_unknown", token="FormTok1")])
     walk.expect(older)
     assert_casual_payment(engine)
@@ -744,7 +785,7 @@ def test_an_expectation_of_another_reference_waits_for_nobody(database_url: str,
         try:
             ahead = threads.submit(halted.ledger.record, [ours])
             assert halted.reached.wait(20)
-            other.expect(expected("R2"), never_judged)
+            other.expect([expected("R2")], never_judged)
             other.record([processed("k2", captured(reference="R1", payment_id="p2"))])
         finally:
             halted.go_on.set()

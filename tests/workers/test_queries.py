@@ -138,7 +138,7 @@ def test_amounts_are_decimal_texts(
 
 
 def test_an_expectation_shows_no_secret(ledger: Ledger, engine: Engine) -> None:
-    ledger.expect(EXPECTED_CASUAL, never_judged)
+    ledger.expect([EXPECTED_CASUAL], never_judged)
     (found,) = listed(engine, queries.list_expectations)
     assert found == {
         "provider": "debitsuccess",

@@ -123,7 +123,7 @@ def test_the_same_return_at_another_endpoint_is_another(ledger: Ledger, engine: 
 
 
 def known_by_expectation(ledger: Ledger) -> None:
-    ledger.expect(expected("R1"), never_judged)
+    ledger.expect([expected("R1")], never_judged)
 
 
 def known_by_payment(ledger: Ledger) -> None:

@@ -25,7 +25,16 @@ from sqlalchemy import Connection, Engine, event, make_url
 from receiver import expected, settings
 from receiver.connection import QUEUE, Serializer
 from receiver.health import queue_state
-from receiver.job import JOB_TIMEOUT, KEEP_FAILED, RECORD_BATCH, RECORD_RETURNS, RESULT_TTL, RETRIES, enqueue
+from receiver.job import (
+    JOB_TIMEOUT,
+    KEEP_FAILED,
+    RECORD_BATCH,
+    RECORD_EXPECTATION,
+    RECORD_RETURNS,
+    RESULT_TTL,
+    RETRIES,
+    enqueue,
+)
 from receiver.notification import ENVELOPE_VERSION, BrowserReturn, Envelope, ReturnOutcome, new_id, now_us
 from receiver.signing import Seal
 from tests.servers import Valkey, eventually, running_postgres, running_valkey
@@ -35,7 +44,7 @@ from tests.workers.material import counted, crash, delivered, envelope, held_up,
 from workers import jobs, maintenance, runner
 from workers.ledger import database
 from workers.ledger.ledger import Ledger
-from workers.ledger.tables import browser_returns, notifications
+from workers.ledger.tables import browser_returns, expectations, notifications
 
 CAPTURED = delivered(recorded("checkout", "payment_captured"))
 CASUAL = recorded("debitsuccess", "casual_payment")
@@ -377,6 +386,45 @@ def test_batches_that_wait_together_are_recorded_together(
     assert int(queue.connection.hget(worker.key, "successful_job_count") or 0) in (0, len(all_jobs))
     for job_id in all_jobs:
         assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_expectations_share_a_turn_with_batches(
+    queue: Queue, engine: Engine, burst: Burst, transactions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[int] = []
+    expect = Ledger.expect
+
+    def counting(self: Ledger, several: Any, judge: Any) -> Any:
+        announced.append(len(several))
+        return expect(self, several, judge)
+
+    monkeypatch.setattr(Ledger, "expect", counting)
+    all_jobs = []
+    for number in range(4):
+        all_jobs.append(put(queue, sealed(came())))
+        message = msgspec.msgpack.encode(material.expected(f"R{number}"))
+        all_jobs.append(put(queue, SEALS["expectation"].seal(message), RECORD_EXPECTATION))
+    burst()
+    assert (transactions, announced) == ([4], [4])
+    assert [row.reference for row in rows(engine, expectations)] == ["R0", "R1", "R2", "R3"]
+
+    for job_id in all_jobs:
+        assert_gone(queue, job_id)
+
+
+@on_sqlite
+def test_one_expectation_that_cannot_be_read_does_not_hold_up_its_turn(
+    queue: Queue, engine: Engine, burst: Burst
+) -> None:
+    message = SEALS["expectation"].seal(msgspec.msgpack.encode(material.expected("R1")))
+    broken = put(queue, b"not sealed by anybody", RECORD_EXPECTATION)
+    good = [put(queue, sealed(came())), put(queue, message, RECORD_EXPECTATION)]
+    burst()
+    assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+    assert [row.reference for row in rows(engine, expectations)] == ["R1"]
+    assert queue.failed_job_registry.get_job_ids() == [broken]
+    eventually(lambda: all(queue.fetch_job(job_id) is None for job_id in good), what="the removal of the others")
 
 
 @on_sqlite

@@ -7,7 +7,7 @@ A further delivery becomes a row in `repeats`, whose own key keeps a batch that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -143,31 +143,35 @@ class Ledger:
         metrics.RECORD_SECONDS.observe(time.perf_counter() - began)
         return recorded
 
-    def expect(self, expectation: Expectation, judge: Judge) -> Recorded:
-        """Records an expectation, judges what was held for its token, and folds the payments that it belongs to.
+    def expect(self, announced: Sequence[Expectation], judge: Judge) -> Recorded:
+        """Records expectations, judges what was held for their tokens, and folds the payments that they belong to.
 
         Of two expectations with one key the later registered counts, in whatever order they come here.
         """
         with away_when_it_fails(), self.engine.begin() as connection:
             recorded = Recorded()
-            values = expectation_row(expectation)
-            provider, facility, key = values["provider"], values["facility"], values["key"]
-            self._lock(connection, _LOCK_TO_WRITE, [(provider, facility, key)])
+            rows = [expectation_row(expectation) for expectation in announced]
+            keys = [(row["provider"], row["facility"], row["key"]) for row in rows]
+            self._lock(connection, _LOCK_TO_WRITE, keys)
             insert = self._insert(expectations)
             index = ["provider", "facility", "key"]
             connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=index,
-                    set_={name: insert.excluded[name] for name in values if name not in index},
+                    set_={c.name: insert.excluded[c.name] for c in expectations.c if c.name not in index},
                     where=expectations.c.registered_at < insert.excluded.registered_at,
                 ),
-                values,
+                # Always in the same order, as two workers lock the rows.
+                sorted(rows, key=_in_order_of("key")),
             )
-            current = expectations_of(connection, provider, facility, [key])[key]
-            if current.token is not None:
-                self._release(connection, current, judge, recorded)
+            belonging: set[PaymentKey] = set()
+            for provider, facility, names in grouped(keys):
+                for _, current in sorted(expectations_of(connection, provider, facility, names).items()):
+                    if current.token is not None:
+                        self._release(connection, current, judge, recorded)
+                    belonging.update(self._payments_of(connection, current))
             self._fold_new(connection, _events(recorded.new), recorded)
-            self._refold(connection, self._payments_of(connection, current), recorded)
+            self._refold(connection, belonging, recorded)
         return recorded
 
     def note_returns(self, returns: Sequence[BrowserReturn]) -> None:
@@ -344,7 +348,7 @@ class Ledger:
         return sorted(rows, key=_in_order_of("payment_id")), mismatches
 
 
-def _in_order_of(name: str) -> Callable[[dict[str, Any]], tuple[str, str, str]]:
+def _in_order_of(name: str) -> Callable[[Mapping[str, Any]], tuple[str, str, str]]:
     return lambda row: (row["provider"], row["facility"], row[name])
 
 
