@@ -31,7 +31,7 @@ class Documented(NamedTuple):
 
 @cache
 def documented() -> tuple[Documented, ...]:
-    with (files("receiver") / "tables" / "checkout_addresses.csv").open(encoding="utf-8") as table:
+    with files("receiver").joinpath("tables", "checkout_addresses.csv").open(encoding="utf-8") as table:
         return tuple(
             Documented(
                 ipaddress.ip_network(row["range"]),

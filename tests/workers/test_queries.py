@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -332,7 +331,7 @@ def test_a_payment_is_found_by_its_id_or_receipt_with_its_notifications(ledger: 
         for effect in (Effect.PENDING, Effect.CAPTURED)
     )
     elsewhere = msgspec.structs.replace(second.envelope, id=envelope().id, facility="second")
-    ledger.record([first, second, replace(second, envelope=elsewhere)])
+    ledger.record([first, second, msgspec.structs.replace(second, envelope=elsewhere)])
     with queries.reading(engine) as connection:
         found = queries.show_payment(connection, "1003548481")
         assert queries.show_payment(connection, "ACME:1003548481") == found
