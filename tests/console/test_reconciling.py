@@ -247,7 +247,7 @@ def test_not_too_many_at_once(
 ) -> None:
     monkeypatch.setattr(receiving, "AT_ONCE", 0)
     answer = application.post("/reconciliations", headers(browser), [End.UNTOUCHED])
-    assert (answer.status, b"try again" in answer.body) == (503, True)
+    assert (answer.status, b"try again" in answer.body) == (429, True)
 
 
 def test_a_full_disk(browser: Browser, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from tests.console.conftest import PASSWORD, Browser, settings_of
 from workers import audit
-from workers.console import app, guessing, passwords
+from workers.console import app, guessing, passwords, signin
 from workers.ledger import queries
 from workers.ledger import sessions as ended
 
@@ -154,6 +154,14 @@ def test_guessing_many_names_from_one_address_must_wait(browser: Browser, settin
         browser.cookies.clear()
         assert browser.sign_in(f"name{number}", "wrong").status_code == 403
     assert browser.sign_in("anna").status_code == 429
+
+
+def test_a_flood_of_sign_ins_is_no_fault_of_ours(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can send one: only stores that are away are answered with 5xx."""
+    monkeypatch.setattr(signin, "_WAITING", 0)
+    answer = browser.sign_in()
+    assert answer.status_code == 429
+    assert "Too many sign-ins at once" in answer.text
 
 
 @pytest.mark.parametrize(

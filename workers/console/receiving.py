@@ -54,7 +54,7 @@ def upload(path: str, handler: Handler, role: Role) -> Route:
         pages.require_own_form(request)
         visit = pages.require_permitted(request, await run_in_threadpool(pages.identified, request), role)
         if under_way >= AT_ONCE:
-            raise Trouble(503, "Too many files at once", "Nothing was done. Please try again in a moment.")
+            raise Trouble(429, "Too many files at once", "Nothing was done. Please try again in a moment.")
         under_way += 1
         try:
             async with _form(request, visit.site.settings.console.max_upload) as (fields, file):

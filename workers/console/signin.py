@@ -82,7 +82,7 @@ class Door:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         if self._limiter.statistics().tasks_waiting >= _WAITING:
-            raise Trouble(503, "Too many sign-ins at once", "Please try again in a moment.")
+            raise Trouble(429, "Too many sign-ins at once", "Please try again in a moment.")
         if len(password) > LONGEST:
             return None
         async with self._limiter:
