@@ -73,7 +73,7 @@ class Accept:
         refusals: RefusalLog,
         attempts: Attempts,
     ) -> None:
-        self._routes = {f"/notify/{e.path}".encode(): _route(e) for e in settings.endpoint}
+        self.use(settings)
         self._proxies = TrustedProxies(networks(settings.receive.trusted_proxies, "receive.trusted_proxies"))
         believed = settings.receive.forwarded_header
         self._forwarded = (believed.lower().encode(),) if believed else (b"x-forwarded-for", b"forwarded")
@@ -86,6 +86,10 @@ class Accept:
         self._refusals = refusals
         self._attempts = attempts
         self.tally = metrics.Tally()
+
+    def use(self, settings: Settings) -> None:
+        """From now on these are the endpoints and their secrets; a request under way keeps those that it began with."""
+        self._routes = {f"/notify/{e.path}".encode(): _route(e) for e in settings.endpoint}
 
     async def watch(self) -> None:
         """Ends bodies that are too slow, for as long as the application runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from receiver.inbox import Inbox
 from receiver.refusals import RefusalLog
 from receiver.return_log import ReturnLog
 from receiver.returns import PREFIX, Returns
+from receiver.secret_use import Uses
 from receiver.settings import Settings
 from receiver.signing import Seal, matches
 
@@ -34,8 +35,8 @@ LOOKUPS = 16
 """Connections for tokens and held notifications: a flood of those waits for one and opens no more."""
 
 
-def build(settings: Settings) -> Any:
-    """The ASGI application. It starts although Redis is away; then the spool takes what comes."""
+def build(settings: Settings) -> Application:
+    """It starts although Redis is away; then the spool takes what comes."""
     redis = connect(settings)
     lookups = connect_async(settings, expected.FIND_DEADLINE, LOOKUPS)
     inbox = Inbox(settings, Seal(settings.security.seal_keys, "batch"))
@@ -45,6 +46,7 @@ def build(settings: Settings) -> Any:
     held = expected.HeldLimit(lookups, lambda: inbox.redis_answers, receive.max_held, receive.max_held_per_address)
     attempts = Attempts(Buckets(lookups, lambda: inbox.redis_answers), receive)
     accept = Accept(settings, inbox, tokens, held, refusals, attempts)
+    uses = Uses(settings, redis)
     seen = ReturnLog(redis, Seal(settings.security.seal_keys, "returns"), lambda: inbox.redis_up)
     returns = Returns(settings, accept, seen)
 
@@ -53,7 +55,7 @@ def build(settings: Settings) -> Any:
         await inbox.start()
         refusals.start()
         seen.start()
-        beside = [asyncio.create_task(_hand_on(accept)), asyncio.create_task(accept.watch())]
+        beside = [asyncio.create_task(each) for each in (_hand_on(accept, uses), accept.watch(), uses.watch())]
         yield
         for task in beside:
             task.cancel()
@@ -92,17 +94,40 @@ def build(settings: Settings) -> Any:
         else:
             await rest(scope, receive, send)
 
-    return app
+    def use(settings: Settings) -> None:
+        accept.use(settings)
+        returns.use(settings)
+        inbox.use(Seal(settings.security.seal_keys, "batch"))
+        seen.use(Seal(settings.security.seal_keys, "returns"))
+        uses.use(settings)
+        rest.state.settings = settings
+        rest.state.seal = Seal(settings.security.seal_keys, "expectation")
+
+    return Application(app, use)
 
 
-async def _hand_on(accept: Accept) -> None:
+class Application:
+    """The ASGI application. `use` gives it other endpoints, secrets, API keys and seal keys while it runs; all other
+    settings count from the start."""
+
+    def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]], use: Callable[[Settings], None]) -> None:
+        self._app = app
+        self.use = use
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+
+async def _hand_on(accept: Accept, uses: Uses) -> None:
     """The figures of requests, once a second."""
     try:
         while True:
             await asyncio.sleep(HAND_ON_EVERY)
             accept.tally.hand_on()
+            uses.hand_on()
     finally:
         accept.tally.hand_on()
+        uses.hand_on()
 
 
 async def expect(request: Request) -> Response:
@@ -143,8 +168,10 @@ def _require_api_key(authorization: list[str], settings: Settings) -> None:
     if len(authorization) > 1:
         raise Refused(Reason.REQUEST_MALFORMED, "The authorization header occurs twice.")
     scheme, _, key = authorization[0].partition(" ")
-    if not (matches(key.strip().encode("latin-1"), settings.security.api_keys) and scheme.lower() == "bearer"):
+    found = matches(key.strip().encode("latin-1"), settings.security.api_keys)
+    if found is None or scheme.lower() != "bearer":
         raise Refused(Reason.CREDENTIALS_REFUSED, "The API key is not known.")
+    found.used += 1
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -110,6 +110,10 @@ class Inbox:
         self.spooled = 0
         """Batches in the spool."""
 
+    def use(self, seal: Seal) -> None:
+        """From now on batches are sealed so."""
+        self._seal = seal
+
     @property
     def redis_up(self) -> bool:
         return self.fault is None

@@ -25,6 +25,11 @@ OUTSIDE_PROPOSED = Counter(
     _ENDPOINT,
 )
 NOT_STORED = Counter("postback_not_stored", "Requests that neither Redis nor the spool took.", _ENDPOINT)
+SECRET_MATCHED = Counter(
+    "postback_secret_matched",
+    "What was proven, by the place of the secret in the configuration.",
+    (*_ENDPOINT, "secret"),
+)
 CARDS_MASKED = Counter(
     "postback_card_numbers_masked", "Card numbers that were masked before they were kept.", (*_ENDPOINT, "place")
 )

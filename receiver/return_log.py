@@ -43,6 +43,9 @@ class ReturnLog:
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    def use(self, seal: Seal) -> None:
+        self._seal = seal
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._flush_for_ever())
 

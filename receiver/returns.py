@@ -34,16 +34,20 @@ class Returns:
     """A raw ASGI application, as `Accept` is."""
 
     def __init__(self, settings: Settings, accept: Accept, returns: ReturnLog) -> None:
-        self._endpoints: dict[bytes, ReturnEndpoint] = {
-            PREFIX + endpoint.path.encode(): endpoint
-            for endpoint in settings.endpoint
-            if isinstance(endpoint, ReturnEndpoint)
-        }
+        self.use(settings)
         self._accept = accept
         self._returns = returns
         self._room = Room(PER_SECOND, AT_ONCE)
         self._on_record = Room(RECORDS_PER_SECOND, 1)
         self._turned_away = metrics.REFUSED.labels("", "", Reason.RETURNS_FULL)
+
+    def use(self, settings: Settings) -> None:
+        """From now on these are the endpoints and their secrets."""
+        self._endpoints: dict[bytes, ReturnEndpoint] = {
+            PREFIX + endpoint.path.encode(): endpoint
+            for endpoint in settings.endpoint
+            if isinstance(endpoint, ReturnEndpoint)
+        }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if not self._room.take():

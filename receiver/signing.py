@@ -26,13 +26,15 @@ class Secret:
     Raises `ValueError` for no bytes at all: an empty secret would let an empty proof pass.
     """
 
-    __slots__ = ("_value", "origin")
+    __slots__ = ("_value", "origin", "used")
 
     def __init__(self, value: bytes, origin: str = "literal") -> None:
         if not value:
             raise ValueError(f"The secret from {origin} is empty.")
         self._value = value
         self.origin = origin
+        self.used = 0
+        """How often it has proven something in this process."""
 
     def reveal(self) -> bytes:
         return self._value
@@ -41,11 +43,13 @@ class Secret:
         return f"Secret({self.origin})"
 
 
-def matches(given: bytes, secrets: Sequence[Secret]) -> bool:
-    """Whether `given` equals one of `secrets`. All are compared, so that time does not tell which."""
-    found = False
+def matches(given: bytes, secrets: Sequence[Secret]) -> Secret | None:
+    """The one of `secrets` that `given` equals. All are compared, so that time does not tell which. Whoever takes it
+    for a proof counts it in `Secret.used`."""
+    found = None
     for secret in secrets:
-        found |= hmac.compare_digest(given, secret.reveal())
+        if hmac.compare_digest(given, secret.reveal()):
+            found = secret
     return found
 
 
@@ -66,8 +70,9 @@ def require_basic(authorization: str | None, username: str, passwords: Sequence[
     # Both are compared whatever the first one gives.
     right_user = hmac.compare_digest(user, username.encode())
     right_password = matches(password, passwords)
-    if not (colon and right_user and right_password):
+    if not (colon and right_user) or right_password is None:
         raise Refused(Reason.CREDENTIALS_REFUSED, "The Authorization header does not match this endpoint.")
+    right_password.used += 1
 
 
 def require_static(given: str | None, secrets: Sequence[Secret], header: str) -> None:
@@ -75,8 +80,10 @@ def require_static(given: str | None, secrets: Sequence[Secret], header: str) ->
     (401 would ask for Basic credentials, which these senders do not have)."""
     if given is None:
         raise Refused(Reason.CREDENTIALS_REFUSED, f"The {header} header is missing.")
-    if not matches(_as_sent(given), secrets):
+    found = matches(_as_sent(given), secrets)
+    if found is None:
         raise Refused(Reason.CREDENTIALS_REFUSED, f"The {header} header does not match this endpoint.")
+    found.used += 1
 
 
 def require_hmac_sha256(given: str | None, body: bytes, keys: Sequence[Secret], header: str) -> None:
@@ -84,11 +91,13 @@ def require_hmac_sha256(given: str | None, body: bytes, keys: Sequence[Secret], 
     if not given:
         raise Refused(Reason.SIGNATURE_MISSING, f"The {header} header is missing.")
     signature = _as_sent(given.lower())
-    found = False
+    found = None
     for key in keys:
-        found |= hmac.compare_digest(signature, hmac.digest(key.reveal(), body, "sha256").hex().encode())
-    if not found:
+        if hmac.compare_digest(signature, hmac.digest(key.reveal(), body, "sha256").hex().encode()):
+            found = key
+    if found is None:
         raise Refused(Reason.SIGNATURE_REFUSED, f"The {header} header does not match the body.")
+    found.used += 1
 
 
 def canonical_return(pairs: Sequence[tuple[str, str]]) -> str:
@@ -113,15 +122,17 @@ def require_return_hmac(pairs: Sequence[tuple[str, str]], passwords: Sequence[Se
     given = [value for name, value in pairs if name == "hmac"]
     if not any(given):
         raise Refused(Reason.SIGNATURE_MISSING, "The hmac parameter is missing.")
-    found = False
+    found = None
     try:
         for password in passwords:
             # One encoding and one order only: trying variants until one fits would weaken the proof.
-            found |= hmac.compare_digest(_as_sent(given[0]), return_digest(pairs, password).encode())
+            if hmac.compare_digest(_as_sent(given[0]), return_digest(pairs, password).encode()):
+                found = password
     except UnicodeEncodeError:
-        found = False
-    if not found or len(given) > 1:
+        found = None
+    if found is None or len(given) > 1:
         raise Refused(Reason.SIGNATURE_REFUSED, "The hmac parameter does not match the others.")
+    found.used += 1
 
 
 def _java_url_encoded(text: str) -> str:

@@ -35,6 +35,9 @@ class Child:
     started_at: float = 0.0
     pause: float = _FIRST_PAUSE
     start_after: float = field(default=0.0)
+    on_reload: int | None = None
+    """The signal that makes it read the configuration again: SIGHUP, or SIGTERM where it is started again for that."""
+    reloading: bool = False
 
     def start(self) -> None:
         # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which stops the others in their order.
@@ -52,9 +55,11 @@ class Supervisor:
     def __init__(self) -> None:
         self._children: list[Child] = []
         self._stop = threading.Event()
+        self._reload = False
 
     def listen(self) -> None:
-        """Makes SIGTERM and SIGINT stop everything."""
+        """Makes SIGTERM and SIGINT stop everything, and SIGHUP read the configuration again."""
+        signal.signal(signal.SIGHUP, lambda *_: self._ask_to_reload())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
 
@@ -96,11 +101,24 @@ class Supervisor:
                 process.kill()
                 process.wait()
 
+    def _ask_to_reload(self) -> None:
+        self._reload = True
+
     def _look_after(self) -> None:
         now = time.monotonic()
+        if self._reload:
+            self._reload = False
+            for child in self._children:
+                if child.on_reload is not None and child.process is not None and child.process.poll() is None:
+                    child.reloading = child.on_reload == signal.SIGTERM
+                    child.process.send_signal(child.on_reload)
         for child in self._children:
             if child.process is not None and (status := child.process.poll()) is not None:
-                log.warning("process_died", name=child.name, status=status)
+                if child.reloading:
+                    child.reloading, child.pause = False, _FIRST_PAUSE
+                    log.info("process_reloaded", name=child.name)
+                else:
+                    log.warning("process_died", name=child.name, status=status)
                 if now - child.started_at > _WELL_AFTER:
                     child.pause = _FIRST_PAUSE
                 child.process, child.start_after = None, now + child.pause

@@ -95,8 +95,10 @@ def authenticate(message: Message, endpoint: PaymentzEndpoint, expected: Expecta
     if not body.text("checksum"):
         raise Refused(Reason.SIGNATURE_MISSING, "The checksum is missing.")
     # What verifies in a variant only is authentic enough to be kept; `identify` quarantines it.
-    if not (_verifies(body, endpoint) or _verifies_in_a_variant(body, endpoint)):
+    key = _verifies(body, endpoint) or _verifies_in_a_variant(body, endpoint)
+    if key is None:
         raise Refused(Reason.SIGNATURE_REFUSED, "The checksum does not match the body.")
+    key.used += 1
 
 
 def identify(message: Message, endpoint: PaymentzEndpoint) -> Identity:
@@ -175,31 +177,32 @@ def _as_sent(body: Json, name: str) -> str:
     return value if isinstance(value, str) else body.text(name) or ""
 
 
-def _verifies(body: Json, endpoint: PaymentzEndpoint) -> bool:
-    """Whether the checksum fits the body as the documents say it: values as sent, in UTF-8."""
+def _verifies(body: Json, endpoint: PaymentzEndpoint) -> Secret | None:
+    """The key under which the checksum fits the body as the documents say it: values as sent, in UTF-8."""
     return _fits(body, endpoint, "|".join(_as_sent(body, name) for name in _SIGNED).encode())
 
 
-def _verifies_in_a_variant(body: Json, endpoint: PaymentzEndpoint) -> bool:
-    """Whether it fits with a JPY amount as an integer, under another short status, or hashed as Latin-1 bytes."""
+def _verifies_in_a_variant(body: Json, endpoint: PaymentzEndpoint) -> Secret | None:
+    """The key under which it fits with a JPY amount as an integer, another short status, or hashed as Latin-1 bytes."""
     payment_id, reference, amount, short = (_as_sent(body, name) for name in _SIGNED)
     amounts = [amount]
     if (body.text("currency") or "").upper() == "JPY" and (whole := _WHOLE.fullmatch(amount)):
         amounts.append(whole[1])
-    found = False
+    found = None
     for tried_amount, tried_short, charset in product(amounts, (short, *SHORT), ("utf-8", "latin-1")):
         text = "|".join((payment_id, reference, tried_amount, tried_short))
-        found |= _fits(body, endpoint, text.encode(charset, "replace"))
+        found = _fits(body, endpoint, text.encode(charset, "replace")) or found
     return found
 
 
-def _fits(body: Json, endpoint: PaymentzEndpoint, text: bytes) -> bool:
+def _fits(body: Json, endpoint: PaymentzEndpoint, text: bytes) -> Secret | None:
     given = (body.text("checksum") or "").lower().encode()
-    found = False
+    found = None
     for key in endpoint.secure_keys:
         # MD5 is the vendor's choice, not ours. Always 32 digits: the vendor pads with zeros [PAD].
         wanted = hashlib.md5(text + b"|" + key.reveal(), usedforsecurity=False).hexdigest()
-        found |= hmac.compare_digest(given, wanted.encode())
+        if hmac.compare_digest(given, wanted.encode()):
+            found = key
     return found
 
 

@@ -84,6 +84,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     yield from _endpoints(settings)
     yield from sources.examine(settings, datetime.now(UTC).date())
     yield _queue(settings)
+    yield from _older_secrets(settings)
     yield (ledger := _ledger(settings))
     if ledger.verdict == "ok":
         yield _body_keys(settings)
@@ -139,6 +140,33 @@ def _queue(settings: Settings) -> Finding:
         return Finding("queue", "ok", f"an answer means that it is on the disk{also}")
     strict = settings.queue.durability == "strict"
     return Finding("queue", "fault" if strict else "note", f"queue.durability: in this Redis {fault}")
+
+
+def _older_secrets(settings: Settings) -> Iterator[Finding]:
+    """Since when each secret that has a newer one beside it is unused."""
+    from redis.exceptions import RedisError
+
+    from receiver.connection import connect
+    from receiver.notification import utc
+    from receiver.secret_use import older
+
+    redis = connect(settings)
+    try:
+        found = older(settings, redis)
+    except (RedisError, OSError):
+        return
+    finally:
+        redis.close()
+    for each in found:
+        where = f"{each.listed.provider}/{each.listed.facility}" if each.listed.provider else "api keys"
+        what = f"{each.listed.place} ({each.listed.secret.origin})"
+        since = f"{utc(each.since * 1_000_000):%Y-%m-%dT%H:%M:%SZ}" if each.since is not None else ""
+        if not since:
+            yield Finding(where, "note", f"{what} has never been in use")
+        elif each.ever:
+            yield Finding(where, "note", f"{what} is unused since {since}, when it last proved something")
+        else:
+            yield Finding(where, "note", f"{what} is unused since {since}, when it was there first")
 
 
 def _ledger(settings: Settings) -> Finding:

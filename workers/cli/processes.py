@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import socket
     import subprocess
 
+    from receiver.app import Application
     from receiver.settings import Settings
     from workers.supervisor import Supervisor
 
@@ -69,7 +70,7 @@ def serve(
 
     logs.configure("serve")
     _require_durability(settings)
-    _run_server(settings, fd)
+    _run_server(path, settings, fd)
 
 
 def work(config: options.Config = None) -> None:
@@ -87,7 +88,7 @@ def work(config: options.Config = None) -> None:
     run(settings)
 
 
-def _run_server(settings: Settings, fd: int | None) -> None:
+def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
     import gc
     import signal
     import socket
@@ -107,7 +108,7 @@ def _run_server(settings: Settings, fd: int | None) -> None:
     listening = socket.socket(fileno=fd) if fd is not None else listen(settings.receive.bind, "receive.bind")
     server = uvicorn.Server(
         uvicorn.Config(
-            build(settings),
+            application := build(settings),
             http=cast(Any, partial(Connection, door=door)),
             loop="uvloop",
             lifespan="on",
@@ -124,12 +125,31 @@ def _run_server(settings: Settings, fd: int | None) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: _reload(application, path))
     # What is there now stays: the collector need not look at it again after every few hundred requests.
     gc.collect()
     gc.freeze()
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(1)
+
+
+def _reload(application: Application, path: Path) -> None:
+    """Endpoints, their secrets, API keys and seal keys anew, ``file:`` secrets included; a request that is under way is
+    not touched. A configuration that cannot be used changes nothing."""
+    import structlog
+
+    from receiver import settings as configuration
+    from receiver.errors import ConfigurationError
+
+    log = structlog.get_logger("workers.cli")
+    try:
+        settings = configuration.load(path)
+    except ConfigurationError as error:
+        log.error("configuration_refused", fault=str(error))
+        return
+    application.use(settings)
+    log.info("configuration_reloaded", endpoints=len(settings.endpoint))
 
 
 def _run_accept_processes(path: Path, settings: Settings) -> int:
@@ -150,14 +170,20 @@ def _run_accept_processes(path: Path, settings: Settings) -> int:
 
 def _start_accept_processes(supervisor: Supervisor, path: Path, settings: Settings, listening: socket.socket) -> None:
     """The parent holds the socket, so that a process that is started again refuses nobody meanwhile."""
+    import signal
+
     from workers.supervisor import Child, own_command
 
     for number in range(settings.receive.processes):
         command = own_command("serve", "--config", str(path), "--fd", str(listening.fileno()))
-        supervisor.start(Child(f"serve-{number}", command, patience=5.0, pass_fds=(listening.fileno(),)))
+        child = Child(f"serve-{number}", command, patience=5.0, pass_fds=(listening.fileno(),))
+        child.on_reload = signal.SIGHUP
+        supervisor.start(child)
 
 
 def _run_all(path: Path, settings: Settings, demo: bool) -> int:
+    import signal
+
     share_metrics(settings)
     from receiver import logs
     from receiver.connection import connect
@@ -185,10 +211,11 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
         _start_accept_processes(supervisor, path, settings, listening)
         if not _migrated(supervisor, path, migrating):
             return 0
-        supervisor.start(Child("work", own_command("work", "--config", str(path)), patience=5.0))
+        again = signal.SIGTERM
+        supervisor.start(Child("work", own_command("work", "--config", str(path)), patience=5.0, on_reload=again))
         if any(getattr(endpoint, "settlement_folder", None) for endpoint in settings.endpoint):
             watching = own_command("reconcile", "--watch", "--config", str(path))
-            supervisor.start(Child("reconcile", watching, patience=3.0))
+            supervisor.start(Child("reconcile", watching, patience=3.0, on_reload=again))
         address = f"http://{settings.receive.bind}"
         if not supervisor.wait_for(lambda: _ready(settings), READY_WITHIN):
             return 0 if supervisor.stopping else 1
@@ -211,6 +238,8 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
 
 def _start_console(supervisor: Supervisor, path: Path, settings: Settings) -> str | None:
     """Its address. Accepting goes first: where the console cannot listen, all else runs without it."""
+    import signal
+
     import structlog
 
     from receiver.errors import ConfigurationError
@@ -223,7 +252,8 @@ def _start_console(supervisor: Supervisor, path: Path, settings: Settings) -> st
         structlog.get_logger("workers.cli").warning("console_not_started", fault=str(error))
         return None
     command = own_command("console", "--config", str(path), "--fd", str(listening.fileno()))
-    supervisor.start(Child("console", command, patience=5.0, pass_fds=(listening.fileno(),)))
+    passed = (listening.fileno(),)
+    supervisor.start(Child("console", command, patience=5.0, pass_fds=passed, on_reload=signal.SIGTERM))
     return console.address(settings)
 
 
