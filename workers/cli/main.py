@@ -36,6 +36,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # What draws the help in boxes takes as long to load as all the rest, at every wrong word as well.
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 processes.register(app)
 console.register(app)
