@@ -76,5 +76,20 @@ def configure(process: str, level: int = logging.INFO) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+# A command that is no process of its own has not configured anything: structlog itself would print to standard output,
+# and tracebacks with local variables, secrets among them.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        without_cards,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    cache_logger_on_first_use=False,
+)
+
+
 def get(name: str) -> Any:
     return structlog.get_logger(name)

@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
+from tests.secrecy import RECORDER
+
 Pairs = Sequence[tuple[bytes, bytes]]
 
 
@@ -129,6 +131,7 @@ async def _ask(app: Any, scope: dict[str, Any], body: Body) -> Answer | None:
     answered = b"".join(message.get("body", b"") for message in rest)
     assert headers.get("content-length", str(len(answered))) == str(len(answered))
     assert not rest[-1].get("more_body", False)
+    RECORDER.look(f"the answer to {scope['path']}", answered + repr(headers).encode())
     return Answer(start["status"], headers, answered)
 
 

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
-from tests import ledgers
+from tests import ledgers, secrecy
 from tests.servers import Valkey, running_postgres, running_valkey
 from workers.ledger import database
 from workers.ledger.ledger import Ledger
@@ -18,6 +18,10 @@ from workers.ledger.ledger import Ledger
 # A busy machine is no finding: no test asserts a time.
 hypothesis.settings.register_profile("postback", deadline=None)
 hypothesis.settings.load_profile("postback")
+
+pytest_plugins = ["pytester"]
+secrecy.watch()
+pytest_runtest_makereport = secrecy.pytest_runtest_makereport
 
 _WHOLE = {"test_browser"}
 

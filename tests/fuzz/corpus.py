@@ -48,6 +48,11 @@ _CARDS = (
     b"<a>4111&#32;1111&#x20;1111-1111</a>",
     b"4111-1111\xc2\xa01111 1111 6011000990139424 30569309025904",
 )
+_UPLOAD = (
+    b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\nabc\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="c:\\caf.csv"\r\nContent-Type: text/csv\r\n'
+    b"Content-Transfer-Encoding: base64\r\n\r\na,b\r\n1,2\r\n--x--\r\n"
+)
 _QUERIES = (
     b'state=failed&limit=10&search=ORDER\n{"state":"failed","reason":"currency set right","dry_run":true}',
     b'since=2026-11-24T10%3A00%3A00Z&until=2026-11-25T00:00:00%2B11:00\n{"ids":["a","b"],"reason":"x"}',
@@ -78,6 +83,7 @@ def _made(target: str) -> list[bytes]:
         "card_numbers": [*_CARDS, *_bodies()[::20]],
         "return_query": _returns(),
         "console_form": [b"token=abc&reason=currency+set+right&id=1&id=2", b"name=ops&password=p%C3%A4ss%26"],
+        "console_upload": [_UPLOAD, _UPLOAD.replace(b"\r\n", b"\n")],
         "api_request": list(_QUERIES),
         "cursor": [
             cursor_of(NotificationPlace("0193d0c0-0000-7000-8000-000000000000")).encode(),

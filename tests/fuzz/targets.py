@@ -6,10 +6,12 @@ that cannot be: a proof without the secret, a text that no database takes, a row
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
@@ -29,6 +31,7 @@ from receiver.settings import networks
 from receiver.signing import Seal, Secret, return_digest
 from receiver.source import TrustedProxies
 from tests.support import CHECKOUT, DEBITSUCCESS, EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM, secrets
+from workers.console import receiving
 from workers.console.api import asked, operation
 from workers.console.api.problems import Declined
 from workers.console.site import Trouble, read_form
@@ -299,6 +302,22 @@ def console_form(data: bytes) -> None:
         return
 
 
+def console_upload(data: bytes) -> None:
+    """The form with a file."""
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+
+    async def read() -> None:
+        async with receiving._form(_request(data, headers), 1 << 20) as (_, file):
+            if file is not None and len(file.content.read()) > len(data):
+                raise Finding("the file is larger than its form")
+
+    with suppress(Trouble):
+        _LOOP.run_until_complete(read())
+
+
+_LOOP = asyncio.new_event_loop()
+
+
 def api_request(data: bytes) -> None:
     """The first line as a query, what follows as a body, of every operation's types."""
     query, _, body = data.partition(b"\n")
@@ -330,7 +349,9 @@ def _request(body: bytes, headers: list[tuple[bytes, bytes]], query: bytes = b""
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": query, "headers": headers}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "query_string": query, "headers": headers}
+    # As in an application: Starlette raises another error without one.
+    scope["app"] = None
     return Request(scope, receive)
 
 
@@ -395,6 +416,7 @@ TARGETS: dict[str, Target] = {
     "card_numbers": card_numbers,
     "return_query": return_query,
     "console_form": console_form,
+    "console_upload": console_upload,
     "api_request": api_request,
     "cursor": cursor,
     **{f"authenticate_{name}": authenticate(name) for name in PROVIDERS},

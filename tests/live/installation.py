@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from tests.secrecy import RECORDER
 from tests.servers import eventually
 from tests.servers import free_port as free_port
 
@@ -141,6 +142,9 @@ class Installation:
         return self.process.wait(15)
 
     def close(self) -> None:
+        RECORDER.look_at_processes()
+        if self.log.exists():
+            RECORDER.look("the log", self.log.read_bytes())
         self.client.close()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()

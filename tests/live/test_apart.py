@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from tests.live.apart import DEPLOY, PASSWORDS, Database, Ledger, OneFile, Queue, certified, served
 from tests.live.installation import API_KEY, ENDPOINTS, command, free_port
 from tests.live.test_installation import ACME, FORM, quickstream
+from tests.secrecy import RECORDER
 from tests.servers import eventually
 from tests.workers.settlement import ROW
 from workers.console import passwords
@@ -121,8 +122,10 @@ def running(folder: Path, queue: Queue, database: Ledger, certificates: Path) ->
         eventually(here.ready, 60, "three processes")
         yield here
     finally:
+        RECORDER.look_at_processes()
         here.close()
         for process in PROCESSES:
+            RECORDER.look(f"the log of {process}", here.log(process).read_bytes())
             print(process, here.log(process).read_text()[-3000:])
 
 

@@ -136,7 +136,8 @@ def test_metrics(server: Valkey, tmp_path: Path) -> None:
         )
         assert 0 <= float(found["postback_queue_oldest_seconds"]) < 60
         assert found['postback_commit_seconds_count{to="redis"}'] != "0.0"
-        assert not any("authorization" in name for name in found)
+        # But for the setting of that name.
+        assert not any("authorization" in name.replace("authorization_keys[", "") for name in found)
         server.kill()
         assert figures(application)["postback_redis_up"] == "0.0"
         assert notify(application).status == 200

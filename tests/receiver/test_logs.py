@@ -93,3 +93,12 @@ def test_no_line_holds_a_card_number(terminal: bool) -> None:
     # Ids and times stay as they are.
     assert "0193a3c1-4111-7111-8111-111111111111" in done.stderr
     assert "1741231329123457" in done.stderr
+
+
+def test_a_command_that_configures_nothing_shows_no_variables_and_leaves_its_output_alone() -> None:
+    program = PROGRAM.replace('logs.configure("serve")', "").format(terminal=False, letters=list(SECRET))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "ValueError: the reason" in done.stderr
+    assert "".join(SECRET) not in done.stderr
+    assert "'R', 'e', 'c'" not in done.stderr
