@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.live.installation import API_KEY, Installation, installed
+from tests.servers import eventually
 
 REQUESTS = 500
 """For each of two servers; a hunt with thirty times as many found nothing more."""
@@ -108,7 +109,15 @@ BODIES = [
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     with installed(tmp_path_factory.mktemp("strangers"), receive="body_timeout = 1") as running:
+        # `up` is ready before its console is.
+        eventually(lambda: _listens(running.console_port), what="the console")
         yield running
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 def request(draw: Random, routes: list[str]) -> bytes:
