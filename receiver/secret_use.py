@@ -85,14 +85,20 @@ class Uses:
     async def watch(self) -> None:
         """For as long as the application runs."""
         while True:
-            await asyncio.to_thread(self._write)
+            await self.write()
             await asyncio.sleep(WRITE_EVERY)
 
-    def _write(self) -> None:
-        used, new, now = self._used, self._new, int(time.time())
-        if not used and not new:
-            return
+    async def write(self) -> None:
+        used, new = self._used, self._new
         self._used, self._new = set(), set()
+        if (used or new) and not await asyncio.to_thread(self._written, used, new):
+            # Nothing depends on it; the next time will do.
+            self._used |= used
+            self._new |= new
+
+    def _written(self, used: set[str], new: set[str]) -> bool:
+        """In a thread: whether Redis took them."""
+        now = int(time.time())
         try:
             pipeline = self._redis.pipeline(transaction=False)
             for name in new:
@@ -101,9 +107,8 @@ class Uses:
                 pipeline.hset(SEEN, name, str(now))
             pipeline.execute()
         except (RedisError, OSError):
-            # Nothing depends on it; the next time will do.
-            self._used |= used
-            self._new |= new
+            return False
+        return True
 
 
 class Unused(NamedTuple):

@@ -202,7 +202,7 @@ class BatchWorker(SimpleWorker):
             with Alarm(JOB_TIMEOUT, JobTimeoutException):  # type: ignore[no-untyped-call]
                 jobs.record_together(_of(turn, RECORD_BATCH), _of(turn, RECORD_EXPECTATION), self.connection)
         except (Exception, BatchTooSlow) as error:
-            log.warning("turn_split", batches=len(turn), error=type(error).__name__)
+            log.warning("turn_split", jobs=len(turn), error=type(error).__name__)
             return False
         ended_at = now()
         with self.connection.pipeline() as pipeline:

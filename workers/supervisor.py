@@ -59,7 +59,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Makes SIGTERM and SIGINT stop everything, and SIGHUP read the configuration again."""
-        signal.signal(signal.SIGHUP, lambda *_: self._ask_to_reload())
+        signal.signal(signal.SIGHUP, self._ask_to_reload)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
 
@@ -101,7 +101,7 @@ class Supervisor:
                 process.kill()
                 process.wait()
 
-    def _ask_to_reload(self) -> None:
+    def _ask_to_reload(self, *_: object) -> None:
         self._reload = True
 
     def _look_after(self) -> None:

@@ -329,7 +329,7 @@ def api_request(data: bytes) -> None:
         except Declined:
             continue
     headers = [(b"content-type", b"application/json")]
-    for wanted in (asked.NewReplay, asked.Settlement, asked.Why):
+    for wanted in (asked.NewReplay, asked.Resolution, asked.Why):
         try:
             finished(operation._body(_request(body, headers), wanted))
         except Declined:

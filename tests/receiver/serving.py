@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
+from redis import asyncio as redis_asyncio
 from rq.job import Job
 
 from receiver import app, settings
-from receiver.connection import QUEUE, Serializer
+from receiver.connection import QUEUE, Serializer, connect_async
+from receiver.expected import FIND_DEADLINE
 from receiver.notification import Envelope, new_id, now_us, open_batch
 from receiver.settings import Settings
 from receiver.signing import Seal
 from tests.asgi import Application, running
+from tests.servers import Valkey
 from tests.support import secrets
 
 SEAL_KEY = "seal-key-of-the-tests"
@@ -99,3 +103,26 @@ def batches(redis: Redis) -> list[list[Envelope]]:
 
 def kept(redis: Redis) -> list[Envelope]:
     return [envelope for batch in batches(redis) for envelope in batch]
+
+
+def with_client(
+    server: Valkey, folder: Path, work: Callable[[redis_asyncio.Redis], Awaitable[None]], connections: int = 16
+) -> None:
+    """Runs `work` in an event loop of its own, with the client that looks up tokens and buckets."""
+
+    async def run() -> None:
+        client = connect_async(configured(folder, server.url), FIND_DEADLINE, connections)
+        try:
+            await work(client)
+        finally:
+            await client.aclose()
+
+    asyncio.run(run())
+
+
+def up() -> bool:
+    return True
+
+
+def away() -> bool:
+    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,7 @@ from redis import asyncio as redis_asyncio
 
 from receiver import buckets
 from receiver.buckets import Buckets, Limit, key
-from receiver.connection import connect_async
-from tests.receiver.serving import configured
+from tests.receiver.serving import away, up, with_client
 from tests.servers import Valkey, running_valkey
 
 LIMIT = Limit(10, 0.001, 4)
@@ -38,25 +37,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def with_client(server: Valkey, folder: Path, work: Callable[[redis_asyncio.Redis], Awaitable[None]]) -> None:
-    async def run() -> None:
-        client = connect_async(configured(folder, server.url), 1.0, 4)
-        try:
-            await work(client)
-        finally:
-            await client.aclose()
-
-    asyncio.run(run())
-
-
-def up() -> bool:
-    return True
-
-
-def away() -> bool:
-    return False
 
 
 async def taken(bucket: Buckets, name: str = "one", limit: Limit = LIMIT, tries: int = 30) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,9 @@ import pytest
 from redis import Redis
 from redis import asyncio as redis_asyncio
 
-from receiver.connection import connect, connect_async
+from receiver.connection import connect
 from receiver.errors import NotStored, Reason, Refused
 from receiver.expected import (
-    FIND_DEADLINE,
     HeldLimit,
     Tokens,
     expectation_from,
@@ -29,7 +28,7 @@ from receiver.expected import (
     token_key,
 )
 from receiver.notification import Expectation, now_us
-from tests.receiver.serving import EXPECTATION_SEAL, SENDER, configured, jobs
+from tests.receiver.serving import EXPECTATION_SEAL, SENDER, away, configured, jobs, up, with_client
 from tests.servers import Valkey, running_valkey
 from tests.support import CHECKOUT, DEBITSUCCESS, EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM
 
@@ -59,27 +58,6 @@ def paused(server: Valkey) -> Iterator[None]:
         yield
     finally:
         server.process.send_signal(signal.SIGCONT)
-
-
-def with_client(
-    server: Valkey, folder: Path, work: Callable[[redis_asyncio.Redis], Awaitable[None]], connections: int = 16
-) -> None:
-    async def run() -> None:
-        client = connect_async(configured(folder, server.url), FIND_DEADLINE, connections)
-        try:
-            await work(client)
-        finally:
-            await client.aclose()
-
-    asyncio.run(run())
-
-
-def up() -> bool:
-    return True
-
-
-def away() -> bool:
-    return False
 
 
 def test_a_debitsuccess_token() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -57,12 +58,12 @@ def test_what_is_refused_counts_for_none() -> None:
 
 def test_redis_is_told_when_and_nothing_else(settings: Settings, redis: Redis) -> None:
     uses = Uses(settings, redis)
-    uses._write()
+    asyncio.run(uses.write())
     first, second = settings.endpoint[0].passwords
     assert all(each.since is not None and not each.ever for each in older(settings, redis))
     first.used += 3
     uses.hand_on()
-    uses._write()
+    asyncio.run(uses.write())
     (told,) = (each for each in older(settings, redis) if each.listed.secret is first)
     assert told.ever
     assert told.listed.place == "passwords[0]"
@@ -75,7 +76,7 @@ def test_redis_is_told_when_and_nothing_else(settings: Settings, redis: Redis) -
 
 
 def test_a_changed_seal_key_forgets_nothing(settings: Settings, redis: Redis) -> None:
-    Uses(settings, redis)._write()
+    asyncio.run(Uses(settings, redis).write())
     keys = (*settings.security.seal_keys, Secret(b"a newer seal key"))
     changed = msgspec.structs.replace(settings, security=msgspec.structs.replace(settings.security, seal_keys=keys))
     assert all(each.since is not None for each in older(changed, redis))
@@ -85,9 +86,9 @@ def test_a_changed_seal_key_forgets_nothing(settings: Settings, redis: Redis) ->
 def test_a_redis_that_is_away_is_told_later(settings: Settings, redis: Redis) -> None:
     away = Redis(port=1, socket_timeout=1)
     uses = Uses(settings, away)
-    uses._write()
+    asyncio.run(uses.write())
     away.close()
     uses._redis = redis
     assert older(settings, redis)[0].since is None
-    uses._write()
+    asyncio.run(uses.write())
     assert older(settings, redis)[0].since is not None

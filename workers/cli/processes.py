@@ -92,7 +92,6 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
     import gc
     import signal
     import socket
-    from functools import partial
 
     import uvicorn
 
@@ -106,13 +105,23 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
     proxies = TrustedProxies(networks(receive.trusted_proxies, "receive.trusted_proxies"))
     door = Door(files_for(receive.max_connections), receive.max_connections_per_address, proxies.trusts)
     listening = socket.socket(fileno=fd) if fd is not None else listen(settings.receive.bind, "receive.bind")
+    application = build(settings)
+    asked: list[int] = []
+
+    async def reload_if_asked() -> None:
+        if asked:
+            asked.clear()
+            _reload(application, path)
+
     server = uvicorn.Server(
         uvicorn.Config(
-            application := build(settings),
+            application,
             http=cast(Any, partial(Connection, door=door)),
             loop="uvloop",
             lifespan="on",
             ws="none",
+            callback_notify=reload_if_asked,
+            timeout_notify=1,
             # It would believe X-Forwarded-For from 127.0.0.1 before our own source check could look.
             proxy_headers=False,
             server_header=False,
@@ -125,7 +134,8 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGHUP, lambda *_: _reload(application, path))
+    # Done between two turns of the event loop: a signal may come while a lock is held that the reload takes as well.
+    signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
     # What is there now stays: the collector need not look at it again after every few hundred requests.
     gc.collect()
     gc.freeze()
@@ -137,12 +147,11 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
 def _reload(application: Application, path: Path) -> None:
     """Endpoints, their secrets, API keys and seal keys anew, ``file:`` secrets included; a request that is under way is
     not touched. A configuration that cannot be used changes nothing."""
-    import structlog
-
+    from receiver import logs
     from receiver import settings as configuration
     from receiver.errors import ConfigurationError
 
-    log = structlog.get_logger("workers.cli")
+    log = logs.get("workers.cli")
     try:
         settings = configuration.load(path)
     except ConfigurationError as error:
@@ -176,9 +185,8 @@ def _start_accept_processes(supervisor: Supervisor, path: Path, settings: Settin
 
     for number in range(settings.receive.processes):
         command = own_command("serve", "--config", str(path), "--fd", str(listening.fileno()))
-        child = Child(f"serve-{number}", command, patience=5.0, pass_fds=(listening.fileno(),))
-        child.on_reload = signal.SIGHUP
-        supervisor.start(child)
+        passed = (listening.fileno(),)
+        supervisor.start(Child(f"serve-{number}", command, patience=5.0, pass_fds=passed, on_reload=signal.SIGHUP))
 
 
 def _run_all(path: Path, settings: Settings, demo: bool) -> int:
@@ -332,7 +340,7 @@ def files_for(connections: int) -> int:
     first limit is often 1024."""
     import resource
 
-    import structlog
+    from receiver import logs
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
@@ -340,7 +348,7 @@ def files_for(connections: int) -> int:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
-            structlog.get_logger("workers.cli").warning("connections_limited", connections=soft - OTHER_FILES)
+            logs.get("workers.cli").warning("connections_limited", connections=soft - OTHER_FILES)
         return min(connections, max(10, soft - OTHER_FILES))
     return connections
 

@@ -13,7 +13,7 @@ from receiver.providers.base import Endpoint
 from receiver.providers.checkout_addresses import differences
 from receiver.providers.quickstream_settlement import EVENT_TYPE as SETTLEMENT_FILE
 from receiver.settings import Network, Settings, networks
-from receiver.source import parse
+from receiver.source import AllowedSources, parse
 from workers.cli.finding import Finding
 from workers.cli.ledger import opened_with
 from workers.ledger.tables import notifications
@@ -31,7 +31,8 @@ def examine(settings: Settings, today: date) -> Iterator[Finding]:
                 yield from _checkout(endpoint, name, networks(given, name), today)
     for endpoint in settings.endpoint:
         if endpoint.proposed_sources:
-            yield _on_trial(settings, endpoint, networks(endpoint.proposed_sources, "proposed_sources"))
+            proposed = AllowedSources(networks(endpoint.proposed_sources, "proposed_sources"))
+            yield _on_trial(settings, endpoint, proposed)
 
 
 def _checkout(endpoint: Endpoint, name: str, given: tuple[Network, ...], today: date) -> Iterator[Finding]:
@@ -45,13 +46,13 @@ def _checkout(endpoint: Endpoint, name: str, given: tuple[Network, ...], today: 
         yield Finding(endpoint.path, "ok", f"{name}: has all ranges that Checkout.com documents, and no others")
 
 
-def _on_trial(settings: Settings, endpoint: Endpoint, proposed: tuple[Network, ...]) -> Finding:
+def _on_trial(settings: Settings, endpoint: Endpoint, proposed: AllowedSources) -> Finding:
     try:
         with opened_with(settings) as connection:
             sources = _sources(connection, endpoint)
     except (LedgerAway, ConfigurationError) as error:
         return Finding(endpoint.path, "note", f"proposed_sources: nothing can be said: {error}")
-    outside = Counter({source: number for source, number in sources.items() if not _in(source, proposed)})
+    outside = Counter({source: number for source, number in sources.items() if not _allowed(source, proposed)})
     looked_at = f"the last {sources.total()} notifications"
     if not outside:
         return Finding(endpoint.path, "ok", f"proposed_sources: would have refused none of {looked_at}")
@@ -68,6 +69,6 @@ def _sources(connection: Connection, endpoint: Endpoint) -> Counter[str]:
     return Counter(connection.scalars(query.order_by(columns.id.desc()).limit(LOOKED_AT)))
 
 
-def _in(source: str, given: tuple[Network, ...]) -> bool:
+def _allowed(source: str, sources: AllowedSources) -> bool:
     address = parse(source)
-    return address is not None and any(address.version == network.version and address in network for network in given)
+    return address is not None and sources.allow(address)

@@ -144,7 +144,7 @@ class Subject(_Asked, frozen=True):
     facility: Facility | msgspec.UnsetType = msgspec.UNSET
 
 
-class Settlement(_Asked, frozen=True):
+class Resolution(_Asked, frozen=True):
     kind: Kind
     subjects: Annotated[list[Subject], Meta(min_length=1, max_length=MOST_AT_ONCE)]
     reason: Annotated[str, Meta(min_length=1, max_length=LONGEST_REASON)]

@@ -103,7 +103,7 @@ OPERATIONS: Sequence[Operation] = (
             f"/attention/{word}",
             handler,
             objects.Settled,
-            body=asked.Settlement,
+            body=asked.Resolution,
             role=Role.OPERATOR,
             reasons=(*_CHANGE, Reason.STATE_CHANGED),
         )
