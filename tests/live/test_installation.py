@@ -111,7 +111,8 @@ def test_a_repeat_with_other_content_is_a_conflict_and_both_are_kept(running: In
     first = notify(running, quickstream("7002")).json()["id"]
     second = notify(running, quickstream("7002", amount="1.00")).json()["id"]
     eventually(
-        lambda: running.json("notifications", "list", "--search", "7002")[0]["conflicts"] == 1, what="a conflict"
+        lambda: [each["conflicts"] for each in running.json("notifications", "list", "--search", "7002")] == [1],
+        what="a conflict",
     )
     (payment,) = payments(running, "7002")
     assert payment["amount"] == "624.00"

@@ -342,13 +342,14 @@ def files_for(connections: int) -> int:
 
     from receiver import logs
 
+    log = logs.get("workers.cli")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
-            logs.get("workers.cli").warning("connections_limited", connections=soft - OTHER_FILES)
+            log.warning("connections_limited", connections=soft - OTHER_FILES)
         return min(connections, max(10, soft - OTHER_FILES))
     return connections
 
