@@ -42,6 +42,8 @@ class Door:
         self._inside: dict[Guest, str] = {}
         """With the address of each; "" for proxies."""
         self._of_one: dict[str, int] = {}
+        self.closing = False
+        """Whether each answer is to be the last of its connection, as this process ends."""
         self._closed = {why: metrics.CONNECTIONS_CLOSED.labels(why) for why in ("all", "address")}
 
     def enter(self, guest: Guest, peer: str) -> bool:

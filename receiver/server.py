@@ -4,14 +4,16 @@ for all that comes around a body."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import httptools
 import msgspec
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from receiver import metrics
+from receiver import metrics, service
 from receiver.door import Door
 from receiver.errors import Reason
 
@@ -21,6 +23,12 @@ PER_BODY_BYTE = 9
 """Bytes for each of a body that comes in the smallest chunks, itself included."""
 HEAD_WITHIN = 30.0
 """Seconds in which a head must come, and an answer must be taken, at the most twice as many."""
+
+CLIENTS_LEAVE_WITHIN = 3.0
+"""Seconds that clients have, before a restart, to take an answer that says so or to close what they do not use. A proxy
+that closes idle connections sooner never sends a request into one that is just being closed."""
+FIRST_REQUEST_WITHIN = 1.0
+"""Seconds in which a connection that came at the last moment must have begun its request."""
 
 # The parser would read HTTP/0.9 and HTTP/2.0 as well, each as something that it is not.
 _VERSIONS = ("1.1", "1.0")
@@ -61,8 +69,19 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body
 
+    @property
+    def awaits_head(self) -> bool:
+        """Whether a request has begun, or a new connection has not said anything yet."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None
+
     def hang_up(self) -> None:
         self.transport.abort()
+
+    def end_with_the_request_in_hand(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -104,6 +123,8 @@ class Connection(HttpToolsProtocol):
             raise ValueError("another version of HTTP")
         self._before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
+        if self._door.closing and self.cycle is not self._before:
+            self.end_with_the_request_in_hand()
         # What comes behind the body is no header: anybody could write there what a proxy writes above.
         self.headers = []
 
@@ -160,7 +181,7 @@ class Connection(HttpToolsProtocol):
             stuck_in = ("end", None)
         elif self.flow.write_paused:
             stuck_in = ("answer", cycle)
-        elif (cycle is None or cycle.response_complete) and self.timeout_keep_alive_task is None:
+        elif self.awaits_head:
             stuck_in = ("head", cycle)
         if stuck_in is not None and stuck_in == self._stuck_in:
             metrics.CONNECTIONS_CLOSED.labels(stuck_in[0]).inc()
@@ -168,6 +189,48 @@ class Connection(HttpToolsProtocol):
             return
         self._stuck_in = stuck_in
         self._next_look = self.loop.call_later(HEAD_WITHIN, self._look)
+
+
+class Server(uvicorn.Server):
+    """uvicorn ends idle connections the moment it stops, and with them the request that is just on its way: nobody
+    answers it, and a proxy may not send a POST again. Where the socket stays open for the process that comes next, this
+    one first goes on for a while and ends each connection with an answer that says so."""
+
+    def __init__(self, config: uvicorn.Config, door: Door, *, socket_stays: bool) -> None:
+        super().__init__(config)
+        self._door = door
+        self._socket_stays = socket_stays
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        service.tell("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service.tell("STOPPING=1")
+        if self._socket_stays:
+            await self._let_clients_leave()
+        await super().shutdown(sockets)
+
+    async def _let_clients_leave(self) -> None:
+        self._door.closing = True
+        connections = cast(set[Connection], self.server_state.connections)
+        unaware = set(connections)
+        for connection in unaware:
+            connection.end_with_the_request_in_hand()
+        await _until(lambda: not unaware & connections, CLIENTS_LEAVE_WITHIN)
+        # From here on, who comes waits for the next process.
+        for each in self.servers:
+            each.close()
+        await _until(lambda: not any(connection.awaits_head for connection in connections), FIRST_REQUEST_WITHIN)
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for it, and for one turn at the least, in which the event loop brings what has come already."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    await asyncio.sleep(0.05)
+    while not condition() and loop.time() < deadline:
+        await asyncio.sleep(0.02)
 
 
 class WholeAnswers:

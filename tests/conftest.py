@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         folder, module = item.path.parent.name, item.path.stem
-        if folder in ("live", "contract"):
+        if folder in ("live", "contract", "deploy"):
             item.add_marker(pytest.mark.xdist_group("installations"))
         elif module in _WHOLE:
             item.add_marker(pytest.mark.xdist_group(module))

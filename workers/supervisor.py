@@ -86,13 +86,15 @@ class Supervisor:
         while not self._stop.wait(_LOOK_EVERY):
             self._look_after()
 
-    def stop(self) -> None:
-        """Stops the children, last started first; what outlives its patience is killed."""
+    def stop(self, *, together: bool = False) -> None:
+        """Stops the children, last started first, each when the one before it has ended, or all `together`; what
+        outlives its patience is killed."""
         self._stop.set()
-        for child in reversed(self._children):
-            process = child.process
-            if process is None or process.poll() is not None:
-                continue
+        running = [(child, child.process) for child in reversed(self._children) if child.process is not None]
+        for _, process in running if together else ():
+            process.terminate()
+        for child, process in running:
+            # Of one that has ended it is no signal.
             process.terminate()
             try:
                 process.wait(child.patience)

@@ -24,6 +24,10 @@ OTHER_FILES = 100
 """That a process has open beside its connections."""
 READY_WITHIN = 60.0
 """Seconds that `up` waits for its processes before it gives up."""
+PATIENCE = 5.0
+"""Seconds in which an accept process must have stopped,"""
+TIME_TO_LEAVE = 4.0
+"""and what clients have before that where the socket stays: `receiver.server` gives them as long."""
 MIGRATE_AGAIN_AFTER = 2.0
 LEDGER_AWAY = 1
 """What `postback migrate` exits with when the ledger does not answer."""
@@ -57,20 +61,25 @@ def up(
 def serve(
     config: options.Config = None,
     fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    stays: Annotated[
+        bool, typer.Option("--stays", hidden=True, help="The socket stays open when this process ends.")
+    ] = False,
 ) -> None:
     """Run the accept processes."""
+    from receiver import service
     from receiver import settings as configuration
 
     path = configuration.find(config).resolve()
     settings = configuration.load(path)
+    handed = service.handed_socket(settings.receive.bind, "receive.bind") if fd is None else None
     if fd is None and settings.receive.processes > 1:
-        sys.exit(_run_accept_processes(path, settings))
+        sys.exit(_run_accept_processes(path, settings, handed))
     share_metrics(settings)
     from receiver import logs
 
     logs.configure("serve")
     _require_durability(settings)
-    _run_server(path, settings, fd)
+    _run_server(path, settings, fd if handed is None else handed.detach(), stays or handed is not None)
 
 
 def work(config: options.Config = None) -> None:
@@ -88,7 +97,7 @@ def work(config: options.Config = None) -> None:
     run(settings)
 
 
-def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
+def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bool) -> None:
     import gc
     import signal
     import socket
@@ -97,7 +106,7 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
 
     from receiver.app import build
     from receiver.door import Door
-    from receiver.server import Connection
+    from receiver.server import Connection, Server
     from receiver.settings import networks
     from receiver.source import TrustedProxies
 
@@ -113,7 +122,7 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
             asked.clear()
             _reload(application, path)
 
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             application,
             http=cast(Any, partial(Connection, door=door)),
@@ -129,7 +138,9 @@ def _run_server(path: Path, settings: Settings, fd: int | None) -> None:
             log_config=None,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=4,
-        )
+        ),
+        door,
+        socket_stays=socket_stays,
     )
     # uvicorn raises the signal that stopped it once more when it is done; by then there is nothing left to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -161,7 +172,7 @@ def _reload(application: Application, path: Path) -> None:
     log.info("configuration_reloaded", endpoints=len(settings.endpoint))
 
 
-def _run_accept_processes(path: Path, settings: Settings) -> int:
+def _run_accept_processes(path: Path, settings: Settings, handed: socket.socket | None) -> int:
     from receiver import logs
     from workers.supervisor import Supervisor
 
@@ -170,23 +181,28 @@ def _run_accept_processes(path: Path, settings: Settings) -> int:
     _require_durability(settings)
     supervisor = Supervisor()
     supervisor.listen()
-    listening = listen(settings.receive.bind, "receive.bind")
-    _start_accept_processes(supervisor, path, settings, listening)
+    listening = handed or listen(settings.receive.bind, "receive.bind")
+    _start_accept_processes(supervisor, path, settings, listening, stays=handed is not None)
     supervisor.run()
-    supervisor.stop()
+    supervisor.stop(together=True)
     return 0
 
 
-def _start_accept_processes(supervisor: Supervisor, path: Path, settings: Settings, listening: socket.socket) -> None:
-    """The parent holds the socket, so that a process that is started again refuses nobody meanwhile."""
+def _start_accept_processes(
+    supervisor: Supervisor, path: Path, settings: Settings, listening: socket.socket, *, stays: bool = False
+) -> None:
+    """The parent holds the socket, so that a process that is started again refuses nobody meanwhile. `stays`: it
+    remains open after the parent as well, and clients have time to leave."""
     import signal
 
     from workers.supervisor import Child, own_command
 
+    command = own_command(
+        "serve", "--config", str(path), "--fd", str(listening.fileno()), *(["--stays"] if stays else [])
+    )
     for number in range(settings.receive.processes):
-        command = own_command("serve", "--config", str(path), "--fd", str(listening.fileno()))
-        passed = (listening.fileno(),)
-        supervisor.start(Child(f"serve-{number}", command, patience=5.0, pass_fds=passed, on_reload=signal.SIGHUP))
+        passed, patience = (listening.fileno(),), PATIENCE + (TIME_TO_LEAVE if stays else 0.0)
+        supervisor.start(Child(f"serve-{number}", command, patience, passed, on_reload=signal.SIGHUP))
 
 
 def _run_all(path: Path, settings: Settings, demo: bool) -> int:
