@@ -68,6 +68,11 @@ class Reason(StrEnum):
     MEDIA_TYPE_REFUSED = "media_type_refused"
     ROLE_REFUSED = "role_refused"
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    FILE_REFUSED = "file_refused"
+    ALREADY_RECONCILING = "already_reconciling"
+    UPLOADS_FULL = "uploads_full"
+    DISK_FULL = "disk_full"
+    STOPPING = "stopping"
     LEDGER_AWAY = "ledger_away"
     REDIS_AWAY = "redis_away"
     FAULT = "fault"
@@ -101,6 +106,11 @@ STATUS_OF: dict[Reason, int] = {
     Reason.MEDIA_TYPE_REFUSED: 415,
     Reason.ROLE_REFUSED: 403,
     Reason.IDEMPOTENCY_KEY_REUSED: 422,
+    Reason.FILE_REFUSED: 422,
+    Reason.ALREADY_RECONCILING: 409,
+    Reason.UPLOADS_FULL: 429,
+    Reason.DISK_FULL: 507,
+    Reason.STOPPING: 503,
     Reason.LEDGER_AWAY: 503,
     Reason.REDIS_AWAY: 503,
     Reason.FAULT: 500,

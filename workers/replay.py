@@ -170,7 +170,8 @@ class Replays:
 
     def _made_by(self, actor: Actor, key: str, asked: str) -> dict[str, Any] | None:
         with queries.reading(self._ledger.engine) as connection:
-            return idempotency.used(connection, actor.name, key, asked)
+            made = idempotency.used(connection, actor.name, key, asked)
+            return find(connection, made) if made is not None else None
 
     def _create(self, actor: Actor, chosen: Chosen, reason: str, once: tuple[str, str] | None = None) -> dict[str, Any]:
         ids = self.choose(chosen)

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import schemathesis
@@ -23,41 +22,20 @@ from receiver import settings as configuration
 from receiver.errors import ConfigurationError
 from receiver.notification import new_id, now_us
 from tests.console.conftest import Browser, settings_of
+from tests.console.programs import KEYS, Client, keys, problem
 from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
 from workers.console.api.routes import OPERATIONS
 from workers.export import COLUMNS
 from workers.ledger.ledger import Interpreted, Ledger
 
-KEYS = {role: f"{role}-key-of-thirty-two-characters" for role in ("viewer", "operator", "approver")}
 SECOND = "another-key-of-thirty-two-characters"
 
 
 @pytest.fixture
 def document(document: dict[str, Any]) -> dict[str, Any]:
-    keys: list[Any] = [{"name": f"shop-{role}", "key": key, "role": role} for role, key in KEYS.items()]
-    document["security"]["api_keys"] = ["only-for-expect", *keys]
+    document["security"]["api_keys"] = ["only-for-expect", *keys()]
     return document
-
-
-class Client:
-    """Asks as a program does."""
-
-    def __init__(self, browser: Browser, key: str | None = KEYS["viewer"]) -> None:
-        self.browser = browser
-        self.key = key
-
-    def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
-        return self.browser.send(method, f"/api/v1{path}", headers | more.pop("headers", {}), **more)
-
-    def get(self, path: str, **headers: str) -> httpx.Response:
-        return self.ask("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-
-    def post(self, path: str, body: Any, role: str = "operator", **headers: str) -> httpx.Response:
-        self.key = KEYS[role]
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.ask("POST", path, json=body, headers=named)
 
 
 @pytest.fixture
@@ -75,15 +53,6 @@ def client(browser: Browser) -> Client:
         failed = envelope(f"bad{number}", id=new_id(now_us()), body=b"not json")
         ledger.record([Interpreted(failed, "failed", "interpretation_failed", "a fault")])
     return Client(browser)
-
-
-def problem(answer: httpx.Response, status: int, reason: str) -> None:
-    """One problem of RFC 9457, and nothing else."""
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    said = answer.json()
-    assert (said["status"], said["reason"], said["type"]) == (status, reason, f"urn:postback:problem:{reason}")
-    assert said["detail"].endswith(".")
-    assert set(said) == {"type", "title", "status", "detail", "reason"}
 
 
 @pytest.mark.parametrize(("path", "rows"), [("/notifications", 33), ("/payments", 30)])
@@ -312,7 +281,7 @@ def test_attention_is_settled_and_reopened(client: Client) -> None:
     problem(client.post("/attention/ignore", body), 409, "state_changed")
     (settled,) = client.get("/attention?kind=failed&settled=true").json()["items"]
     assert settled["resolution"]["operator"] == "shop-operator"
-    assert client.post("/attention/reopen", body).json() == {"settled": 1}
+    assert client.post("/attention/reopen", body).json() == {"reopened": 1}
     assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
 
 

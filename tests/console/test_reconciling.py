@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,26 @@ from receiver.settings import Settings
 from tests import asgi
 from tests.asgi import Application, End
 from tests.console.conftest import Browser, settings_of
+from tests.console.files import LIMIT, Held, with_settlement
 from tests.servers import eventually
 from tests.support import QUICKSTREAM
 from tests.workers.material import rows
 from tests.workers.settlement import Desk, row
 from workers import audit
-from workers.console import receiving
-from workers.console.pages import reconciliations as pages
+from workers.console import receiving, uploads
 from workers.ledger.ledger import Ledger
 from workers.ledger.queries import reading
 from workers.ledger.reconciliations import Reconciliations
 from workers.ledger.tables import notifications, payments, reconciliations
-from workers.reconcile.run import reconcile
 from workers.simulator.cash_applied import FileRow, file_of
 
-LIMIT = 4 << 10
 PLACE = re.compile(r"/reconciliations/[0-9a-f-]{36}")
 DRY = re.compile(r"/reconciliations/uploads/[0-9a-f-]{36}")
 
 
 @pytest.fixture
 def document(document: dict[str, Any]) -> dict[str, Any]:
-    document["console"]["max_upload"] = f"{LIMIT}B"
-    document["endpoint"] += [
-        {
-            "provider": "quickstream",
-            "facility": facility,
-            "username": facility,
-            "passwords": ["p"],
-            "supplier_business_codes": ["ACME"],
-        }
-        for facility in ("acme", "other")
-    ]
-    return document
+    return with_settlement(document)
 
 
 @pytest.fixture
@@ -237,7 +223,7 @@ def test_a_body_without_end_or_without_a_length(
     assert endless.status == 413
     assert application.post("/reconciliations", known, [start, End.SILENCE]).status == 408
     assert application.post("/reconciliations", known, [start, b"y", End.HANGUP]).status == 400
-    for _ in range(receiving.AT_ONCE + 1):
+    for _ in range(uploads.AT_ONCE + 1):
         # None of them is counted as under way any more.
         assert application.post("/reconciliations", known, [End.HANGUP]).status == 400
 
@@ -245,7 +231,7 @@ def test_a_body_without_end_or_without_a_length(
 def test_not_too_many_at_once(
     browser: Browser, application: Application, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiving, "AT_ONCE", 0)
+    monkeypatch.setattr(uploads, "AT_ONCE", 0)
     answer = application.post("/reconciliations", headers(browser), [End.UNTOUCHED])
     assert (answer.status, b"try again" in answer.body) == (429, True)
 
@@ -260,24 +246,6 @@ def test_a_full_disk(browser: Browser, desk: Desk, monkeypatch: pytest.MonkeyPat
 
 
 # -- runs that take long
-
-
-class Held:
-    """A run that waits in the middle until it is let go on; `fault` is how it then ends."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go_on = threading.Event()
-        self.fault: Exception | None = None
-        monkeypatch.setattr("workers.console.uploads.reconcile", self)
-        monkeypatch.setattr(pages, "ANSWER_WITHIN", 0.0)
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        options["progress"](0.375)
-        while not self.go_on.wait(0.01):
-            options["progress"](0.375)
-        if self.fault:
-            raise self.fault
-        return reconcile(*arguments, **options)
 
 
 @pytest.fixture

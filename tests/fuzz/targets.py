@@ -34,6 +34,7 @@ from tests.support import CHECKOUT, DEBITSUCCESS, EXPECTED_CASUAL, PAYMENTZ, QUI
 from workers.console import receiving
 from workers.console.api import asked, operation
 from workers.console.api.problems import Declined
+from workers.console.api.routes import OPERATIONS
 from workers.console.site import Trouble, read_form
 from workers.ledger.bodies import Bodies
 from workers.ledger.pages import NotificationPlace, PaymentPlace, place_of
@@ -311,7 +312,7 @@ def console_upload(data: bytes) -> None:
             if file is not None and len(file.content.read()) > len(data):
                 raise Finding("the file is larger than its form")
 
-    with suppress(Trouble):
+    with suppress(Trouble, NotDone):
         _LOOP.run_until_complete(read())
 
 
@@ -321,7 +322,7 @@ _LOOP = asyncio.new_event_loop()
 def api_request(data: bytes) -> None:
     """The first line as a query, what follows as a body, of every operation's types."""
     query, _, body = data.partition(b"\n")
-    for kind in (asked.Notifications, asked.Payments, asked.Attention, asked.Replays, asked.Refusals, asked.Audit):
+    for kind in dict.fromkeys(each.query for each in OPERATIONS):
         try:
             found = operation._query(_request(b"", [], query), kind)
             if isinstance(found, asked.Notifications | asked.Payments):
@@ -331,7 +332,7 @@ def api_request(data: bytes) -> None:
     headers = [(b"content-type", b"application/json")]
     for wanted in (asked.NewReplay, asked.Resolution, asked.Why):
         try:
-            finished(operation._body(_request(body, headers), wanted))
+            finished(operation._json(_request(body, headers), wanted))
         except Declined:
             continue
 

@@ -1,11 +1,15 @@
-"""Forms with a file: who sends one is known, and may, before any of it is read; then it goes to the disk."""
+"""Settlement files, from a form or as the body of a request to the API: who sends one is known, and may, before any of
+it is read; then it goes to the disk."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import BinaryIO
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import IO, BinaryIO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
@@ -15,22 +19,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive
 
+from receiver.errors import NotDone, Reason
 from receiver.settings import Role
 from workers.console import site as pages
 from workers.console.render import size
-from workers.console.site import Fields, Trouble, Visit
+from workers.console.site import Fields, Visit
 
 FIELD = "file"
 """The name of the field that has the file."""
 PATIENCE = 60.0
-"""Seconds after which a form of which nothing more comes is given up."""
+"""Seconds after which a body of which nothing more comes is given up."""
 AROUND = 64 << 10
 """Bytes of a form beside its file."""
-AT_ONCE = 4
-"""Files that are received at the same moment, by all operators."""
 
 _MOST_FIELDS = 16
-_NO_ROOM = 507
 
 
 class Attached:
@@ -47,28 +49,56 @@ Handler = Callable[[Visit, Attached | None], Response]
 
 def upload(path: str, handler: Handler, role: Role) -> Route:
     """A form with one file that does something. `handler` gets None where no file was chosen."""
-    under_way = 0
 
     async def endpoint(request: Request) -> Response:
-        nonlocal under_way
         pages.require_own_form(request)
         visit = pages.require_permitted(request, await run_in_threadpool(pages.identified, request), role)
-        if under_way >= AT_ONCE:
-            raise Trouble(429, "Too many files at once", "Nothing was done. Please try again in a moment.")
-        under_way += 1
-        try:
-            async with _form(request, visit.site.settings.console.max_upload) as (fields, file):
+        largest = visit.site.settings.console.max_upload
+        with visit.site.uploads.receiving():
+            async with _form(request, largest) as (fields, file):
                 visit.take(fields)
                 return await pages.answer(visit, lambda visit: handler(visit, file))
-        finally:
-            under_way -= 1
 
     return Route(path, endpoint, methods=["POST"], name=handler.__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A whole body that is a file, for as long as the request lasts."""
+
+    content: IO[bytes]
+    digest: str
+    """SHA-256, in hex."""
+
+
+@asynccontextmanager
+async def body(request: Request, largest: int) -> AsyncIterator[Body]:
+    """Raises `NotDone`: `body_too_large`, `body_too_slow`, `request_malformed`, `disk_full`."""
+    _require_fitting(request, largest, largest)
+    counted = Request(request.scope, _counted(request.receive, largest, largest))
+    with ExitStack() as kept:
+        with _room():
+            content = kept.enter_context(tempfile.TemporaryFile())
+        yield Body(content, await _copied(counted, content))
+
+
+async def _copied(request: Request, content: IO[bytes]) -> str:
+    """SHA-256 of the body, which is in `content` then."""
+    copied = hashlib.sha256()
+    with _room():
+        try:
+            async for chunk in request.stream():
+                copied.update(chunk)
+                await run_in_threadpool(content.write, chunk)
+        except ClientDisconnect:
+            raise NotDone(Reason.REQUEST_MALFORMED, "The file did not arrive.") from None
+        content.flush()
+    return copied.hexdigest()
+
+
 @asynccontextmanager
 async def _form(request: Request, largest: int) -> AsyncIterator[tuple[Fields, Attached | None]]:
-    """Its fields and its file, which is closed in the end. Raises `Trouble`."""
+    """Its fields and its file, which is closed in the end. Raises `Trouble` and `NotDone`."""
     kind = pages.content_type(request)
     if kind != "multipart/form-data":
         # A form without a file says so; anything else is none.
@@ -88,22 +118,34 @@ async def _form(request: Request, largest: int) -> AsyncIterator[tuple[Fields, A
 
 
 async def _read(request: Request, largest: int) -> FormData:
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > largest + AROUND):
-        raise _too_large(largest)
-    counted = Request(request.scope, _counted(request.receive, largest))
+    _require_fitting(request, largest + AROUND, largest)
+    counted = Request(request.scope, _counted(request.receive, largest + AROUND, largest))
+    with _room():
+        try:
+            return await counted.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=AROUND)
+        except HTTPException:
+            raise NotDone(Reason.REQUEST_MALFORMED, "The form cannot be read. A form has one file.") from None
+        except ClientDisconnect:
+            raise NotDone(Reason.REQUEST_MALFORMED, "The form did not arrive.") from None
+
+
+@contextmanager
+def _room() -> Iterator[None]:
     try:
-        return await counted.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=AROUND)
-    except HTTPException:
-        raise Trouble(400, "The form cannot be read", "Nothing was done. A form has one file.") from None
-    except ClientDisconnect:
-        raise Trouble(400, "The form did not arrive", "Nothing was done.") from None
+        yield
     except OSError as error:
-        sentence = f"Nothing was done. The file cannot be kept while it is looked at: {error.strerror}."
-        raise Trouble(_NO_ROOM, "There is no room for the file", sentence) from None
+        sentence = f"The file cannot be kept while it is looked at: {error.strerror}."
+        raise NotDone(Reason.DISK_FULL, sentence) from None
 
 
-def _counted(receive: Receive, largest: int) -> Receive:
+def _require_fitting(request: Request, most: int, told: int) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > most):
+        raise _too_large(told)
+
+
+def _counted(receive: Receive, most: int, told: int) -> Receive:
+    """`most` bytes; of the file itself `told`."""
     came = 0
 
     async def counted() -> Message:
@@ -112,15 +154,15 @@ def _counted(receive: Receive, largest: int) -> Receive:
             async with asyncio.timeout(PATIENCE):
                 message = await receive()
         except TimeoutError:
-            raise Trouble(408, "The form did not arrive", "Nothing was done. Nothing more came of it.") from None
+            raise NotDone(Reason.BODY_TOO_SLOW, "Nothing more came of the file.") from None
         came += len(message.get("body", b""))
-        if came > largest + AROUND:
-            raise _too_large(largest)
+        if came > most:
+            raise _too_large(told)
         return message
 
     return counted
 
 
-def _too_large(largest: int) -> Trouble:
-    sentence = f"Nothing was done. It may have {size(largest)}: console.max_upload says so."
-    return Trouble(413, "The file is too large", sentence)
+def _too_large(most: int) -> NotDone:
+    sentence = f"The file is too large. It may have {size(most)}: console.max_upload says so."
+    return NotDone(Reason.BODY_TOO_LARGE, sentence)

@@ -1,4 +1,5 @@
-"""Settlement files that operators give: each is reconciled in a thread of its own, while its page shows how far it is.
+"""Settlement files that operators give, by the page or through the API: each is reconciled in a thread of its own, and
+may be asked how far it is.
 
 What goes on here is this process's alone and ends with it. The ledger has what counts: the record of the run, its
 findings and its entries in the audit trail. A run that was interrupted stays "not finished", and its file may be given
@@ -7,19 +8,27 @@ again, as rows are entered only once.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from receiver import logs
-from receiver.errors import LedgerAway
+from receiver.errors import LedgerAway, NotDone, Reason
 from receiver.notification import new_id, now_us
 from receiver.providers.quickstream import QuickStreamEndpoint
 from receiver.settings import Settings
 from workers.audit import Actor
+from workers.ledger import idempotency
 from workers.ledger.ledger import Ledger
+from workers.ledger.queries import reading
 from workers.reconcile.findings import Finding, Result, storable_name
 from workers.reconcile.reader import Busy, Unreadable
 from workers.reconcile.run import Books, Days, reconcile
@@ -29,8 +38,15 @@ log = logs.get("workers.console.uploads")
 FINDINGS_SHOWN = 500
 KEPT = 50
 """Uploads that are remembered: the newest."""
+AT_ONCE = 4
+"""Files that are received at the same moment, by pages and API together."""
+ANSWER_WITHIN = 2.0
+"""Seconds that an answer waits for the end of a run; after them it says where to see how far it is."""
 STOPS_WITHIN = 1.0
 """Seconds that the end of the process waits for a run to notice."""
+
+Once = tuple[str, str]
+"""An ``Idempotency-Key``, and the digest of what was asked for with it."""
 
 _STAYS = "What it had entered stays, and is entered only once when you give the file again."
 
@@ -41,7 +57,7 @@ class _Stopped(Exception):
 
 @dataclass(slots=True)
 class Upload:
-    """One file. `result` or `refusal` is there once it has `ended`."""
+    """One file. `result` or `refused` is there once it has `ended`."""
 
     endpoint: QuickStreamEndpoint
     file_name: str
@@ -50,21 +66,21 @@ class Upload:
     """Not for a dry run."""
     id: str = field(default_factory=lambda: new_id(now_us()))
     began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    run_id: str | None = None
+    """Of its record in the ledger, once there is one."""
     share: float = 0.0
     findings: list[dict[str, Any]] = field(default_factory=list)
     """The first of them."""
     result: Result | None = None
-    refusal: str = ""
-    status: int = 200
-    """Of an answer that tells the refusal."""
+    refused: NotDone | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, finding: Finding) -> None:
         if len(self.findings) < FINDINGS_SHOWN:
             self.findings.append(finding.as_object())
 
-    def refuse(self, status: int, sentence: str) -> None:
-        self.refusal, self.status = sentence, status
+    def refuse(self, reason: Reason, sentence: str) -> None:
+        self.refused = NotDone(reason, sentence)
 
 
 class Uploads:
@@ -72,24 +88,58 @@ class Uploads:
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._books = Books.of(settings, ledger)
+        self._endpoints = {each.path: each for each in settings.endpoint if isinstance(each, QuickStreamEndpoint)}
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[Upload, threading.Thread]] = OrderedDict()
         self._stopping = threading.Event()
+        self._received = 0
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the endpoints whose bank has a settlement file."""
+        return list(self._endpoints)
+
+    def endpoint(self, path: str) -> QuickStreamEndpoint:
+        """Raises `NotDone` (`parameter_refused`)."""
+        if not self._endpoints:
+            sentence = "No endpoint has a settlement file: only those of QuickStream have."
+            raise NotDone(Reason.PARAMETER_REFUSED, sentence)
+        if path not in self._endpoints:
+            raise NotDone(Reason.PARAMETER_REFUSED, f"Choose whose file it is: {', '.join(self._endpoints)}.")
+        return self._endpoints[path]
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While a file comes, in the event loop. Raises `NotDone` (`uploads_full`)."""
+        if self._received >= AT_ONCE:
+            raise NotDone(Reason.UPLOADS_FULL, "Too many files are being received; please try again in a moment.")
+        self._received += 1
+        try:
+            yield
+        finally:
+            self._received -= 1
 
     def begin(
         self,
         endpoint: QuickStreamEndpoint,
-        content: BinaryIO,
+        content: IO[bytes],
         file_name: str,
         actor: Actor,
         *,
         write: bool,
         days: Days = (None, None),
+        once: Once | None = None,
     ) -> Upload:
-        """Starts the run; `content` is closed at its end."""
+        """Starts the run, which reads the file `content` by a handle of its own. Raises `NotDone`
+        (`parameter_refused`) for days in the wrong order."""
+        if days[0] is not None and days[1] is not None and days[0] > days[1]:
+            raise NotDone(Reason.PARAMETER_REFUSED, "The first day must not be after the last one.")
         upload = Upload(endpoint, storable_name(file_name), actor.name, write)
+        # The caller's is closed with its request, and the run may take longer.
+        content.flush()
+        own = os.fdopen(os.dup(content.fileno()), "rb")
         thread = threading.Thread(
-            target=self._run, args=(upload, content, actor, days), name="reconciliation", daemon=True
+            target=self._run, args=(upload, own, actor, days, once), name="reconciliation", daemon=True
         )
         with self._lock:
             self._known[upload.id] = upload, thread
@@ -102,6 +152,15 @@ class Uploads:
         with self._lock:
             return self._known[upload_id][0] if upload_id in self._known else None
 
+    def made_with(self, actor: Actor, once: Once) -> str | None:
+        """The id of the run that `actor` began with this key. Raises `NotDone` (`idempotency_key_reused`)."""
+        with reading(self._books.ledger.engine) as connection:
+            return idempotency.used(connection, actor.name, *once)
+
+    def of_run(self, run_id: str) -> Upload | None:
+        with self._lock:
+            return next((upload for upload, _ in self._known.values() if upload.run_id == run_id), None)
+
     def close(self) -> None:
         """Stops what runs, between two pieces of the file."""
         self._stopping.set()
@@ -110,11 +169,16 @@ class Uploads:
         for thread in threads:
             thread.join(STOPS_WITHIN)
 
-    def _run(self, upload: Upload, content: BinaryIO, actor: Actor, days: Days) -> None:
+    def _run(self, upload: Upload, content: BinaryIO, actor: Actor, days: Days, once: Once | None) -> None:
         def progress(share: float) -> None:
             upload.share = share
             if self._stopping.is_set():
                 raise _Stopped
+
+        def begun(connection: Connection, run_id: str) -> None:
+            if once is not None:
+                idempotency.use(connection, actor.name, *once, run_id)
+            upload.run_id = run_id
 
         try:
             with content:
@@ -128,9 +192,11 @@ class Uploads:
                     days=days,
                     tell=upload.tell,
                     progress=progress,
+                    begun=begun,
                 )
         except Unreadable as fault:
-            upload.refuse(409 if isinstance(fault, Busy) else 422, fault.sentences)
+            reason = Reason.ALREADY_RECONCILING if isinstance(fault, Busy) else Reason.FILE_REFUSED
+            upload.refuse(reason, fault.sentences)
             log.warning(
                 "settlement_upload_refused",
                 facility=upload.endpoint.facility,
@@ -138,12 +204,16 @@ class Uploads:
                 operator=actor.name,
                 detail=str(fault),
             )
+        except IntegrityError:
+            # Nothing else of it is unique: the very same was asked for at the same moment, and was first.
+            upload.refuse(Reason.ALREADY_RECONCILING, "The same file was given with this Idempotency-Key just now.")
         except LedgerAway:
-            upload.refuse(503, f"The ledger does not answer. {_STAYS}")
+            upload.refuse(Reason.LEDGER_AWAY, f"The ledger does not answer. {_STAYS}")
         except _Stopped:
-            upload.refuse(503, f"The console is being stopped. {_STAYS}")
+            upload.refuse(Reason.STOPPING, f"The console is being stopped. {_STAYS}")
         except Exception:
             log.exception("settlement_upload_failed", facility=upload.endpoint.facility, file=upload.file_name)
-            upload.refuse(500, f"A fault of ours; it is in the log of the console with its traceback. {_STAYS}")
+            sentence = f"A fault of ours; it is in the log of the console with its traceback. {_STAYS}"
+            upload.refuse(Reason.FAULT, sentence)
         finally:
             upload.ended.set()

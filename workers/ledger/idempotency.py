@@ -1,14 +1,13 @@
-"""Which replay an ``Idempotency-Key`` of a client asked for, for ever: the same key never makes a second one."""
+"""What a client asked for with an ``Idempotency-Key``, for ever: the same key never makes a second replay, nor
+reconciles a second time."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
 from receiver.errors import NotDone, Reason
-from workers.ledger.replays import replay
 from workers.ledger.rows import cleaned
 from workers.ledger.tables import idempotency_keys
 
@@ -16,8 +15,8 @@ LONGEST = 200
 """Characters of a key."""
 
 
-def used(connection: Connection, client: str, key: str, digest: str) -> dict[str, Any] | None:
-    """The replay that `client` asked for with `key`, as it is now; None when there is none.
+def used(connection: Connection, client: str, key: str, digest: str) -> str | None:
+    """The id of what `client` made with `key`; None when nothing was made.
 
     Raises `NotDone` (`idempotency_key_reused`) when something else was asked for, of which `digest` differs.
     """
@@ -28,15 +27,15 @@ def used(connection: Connection, client: str, key: str, digest: str) -> dict[str
     if row is None:
         return None
     if row.digest != digest:
-        sentence = "Another replay was asked for with this Idempotency-Key; nothing was done."
+        sentence = "Something else was asked for with this Idempotency-Key; nothing was done."
         raise NotDone(Reason.IDEMPOTENCY_KEY_REUSED, sentence)
-    return replay(connection, row.replay_id)
+    return str(row.made_id)
 
 
-def use(connection: Connection, client: str, key: str, digest: str, replay_id: str) -> None:
-    """In the transaction that makes the replay. Raises `IntegrityError` when somebody was quicker."""
+def use(connection: Connection, client: str, key: str, digest: str, made_id: str) -> None:
+    """In the transaction that makes it. Raises `IntegrityError` when somebody was quicker."""
     connection.execute(
         insert(idempotency_keys).values(
-            client=cleaned(client)[:100], key=key, digest=digest, replay_id=replay_id, used_at=datetime.now(UTC)
+            client=cleaned(client)[:100], key=key, digest=digest, made_id=made_id, used_at=datetime.now(UTC)
         )
     )

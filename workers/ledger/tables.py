@@ -272,10 +272,11 @@ idempotency_keys = Table(
     Column("client", keyed(100), primary_key=True),
     Column("key", keyed(200), primary_key=True),
     Column("digest", String(64), nullable=False),
-    Column("replay_id", keyed(36), nullable=False),
+    Column("made_id", keyed(36), nullable=False),
     Column("used_at", UtcTime, nullable=False),
 )
-"""Which replay a client of the API asked for with an ``Idempotency-Key``; `digest` is of what it asked for."""
+"""Which replay or reconciliation a client of the API asked for with an ``Idempotency-Key``; `digest` is of what it
+asked for."""
 
 ended_sessions = Table(
     "ended_sessions",

@@ -37,6 +37,8 @@ log = logs.get("workers.reconcile")
 
 Days = tuple[date | None, date | None]
 """First and last settlement date, where the rows do not say."""
+Begun = Callable[[Connection, str], object]
+"""Gets the transaction that begins the record of a run, and the id of the run."""
 
 # Shares of the whole, for the progress.
 _SURVEYED = 0.4
@@ -82,12 +84,13 @@ def reconcile(
     tell: Callable[[Finding], None] = lambda finding: None,
     progress: Callable[[float], None] = lambda share: None,
     now: datetime | None = None,
+    begun: Begun = lambda connection, run_id: None,
 ) -> Result:
     """Compares a file with the ledger, enters what the ledger did not know, and keeps a record of the run.
 
     `content` must be seekable, as it is read twice. `tell` gets each finding as it comes, `progress` the share that is
-    done. The audit trail has `actor`, once when the run begins and once with its result. Without `write` nothing at all
-    is written, and nothing counted.
+    done. The audit trail has `actor`, once when the run begins and once with its result; `begun` is called in the
+    transaction of the first. Without `write` nothing at all is written, and nothing counted.
 
     Raises `Unreadable` for a file that cannot be taken, before anything is written (but for `Changed`), and
     `LedgerAway`.
@@ -96,7 +99,7 @@ def reconcile(
         with Reconciliations(books.ledger.engine).alone(endpoint.provider, endpoint.facility) as alone:
             if not alone:
                 raise Busy("Another settlement file is being reconciled at the moment.")
-            run = _Run(books, endpoint, content, actor, write=write, tell=tell, progress=progress)
+            run = _Run(books, endpoint, content, actor, write=write, tell=tell, progress=progress, begun=begun)
             result = run.run(storable_name(file_name), days, now or datetime.now(UTC))
     except Unreadable:
         if write:
@@ -131,6 +134,7 @@ class _Run:
         write: bool,
         tell: Callable[[Finding], None],
         progress: Callable[[float], None],
+        begun: Begun,
     ) -> None:
         self._books = books
         self._engine = books.ledger.engine
@@ -140,6 +144,7 @@ class _Run:
         self._write = write
         self._tell = tell
         self._progress = progress
+        self._begun = begun
         self._records = Reconciliations(self._engine)
         self._end = content.seek(0, 2)
         self._size = max(self._end, 1)
@@ -234,7 +239,9 @@ class _Run:
     def _account(self, connection: Connection, result: Result, *, begun: bool = False) -> None:
         """Who, which file, and in the end what came of it."""
         facts: dict[str, object] = {"endpoint": self._endpoint.path, "file": result.file_name, "sha256": result.digest}
-        if not begun:
+        if begun:
+            self._begun(connection, result.id or "")
+        else:
             facts |= {name: getattr(result, name) for name in ("rows", "matched", "entered", "findings")}
             facts["counts"] = dict(result.counts)
         action = Action.RECONCILIATION_BEGUN if begun else Action.RECONCILED

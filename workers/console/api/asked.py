@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated
 
 import msgspec
@@ -133,6 +133,18 @@ class NewReplay(_Asked, frozen=True):
     search: Search | msgspec.UnsetType = msgspec.UNSET
 
 
+class Settlement(_Asked, frozen=True):
+    """Whose file it is, and its name. The days, both included, where its rows do not say them."""
+
+    provider: Provider
+    facility: Facility
+    file_name: Annotated[str, Meta(min_length=1, max_length=255)]
+    first_day: date | msgspec.UnsetType = msgspec.UNSET
+    last_day: date | msgspec.UnsetType = msgspec.UNSET
+    dry_run: bool = False
+    """Only looks: nothing is written, and an Idempotency-Key is not needed."""
+
+
 class Why(_Asked, frozen=True):
     reason: Reasoned = ""
 
@@ -151,6 +163,10 @@ class Resolution(_Asked, frozen=True):
 
 
 def given(value: str | msgspec.UnsetType) -> str | None:
+    return None if isinstance(value, msgspec.UnsetType) else value
+
+
+def day(value: date | msgspec.UnsetType) -> date | None:
     return None if isinstance(value, msgspec.UnsetType) else value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -234,6 +235,51 @@ class ReconciliationDetail(Reconciliation, frozen=True):
     found: list[dict[str, Any]]
 
 
+class UploadState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    UNFINISHED = "unfinished"
+
+
+class Compared(_Object, frozen=True):
+    """What came of a file."""
+
+    digest: str
+    first_day: date | None
+    last_day: date | None
+    rows: int
+    matched: int
+    entered: int
+    findings: int
+    counts: dict[str, int]
+    """Findings by kind."""
+    found: list[dict[str, Any]]
+    """The first 500 findings; `/reconciliations/{id}` has more."""
+
+
+class Upload(_Object, frozen=True):
+    """A settlement file that was given. It is `unfinished` when another process compares it, or was interrupted."""
+
+    id: str | None
+    """By which this process knows it, until it is started again; null where only the ledger knows it."""
+    reconciliation_id: str | None
+    """Null for a dry run, and before it is begun."""
+    provider: str
+    facility: str
+    file_name: str
+    by: str
+    dry_run: bool
+    began_at: datetime
+    state: UploadState
+    share: float
+    """Done of the whole, from 0 to 1."""
+    reason: str | None
+    """Why it was refused, as in a problem; `detail` is the sentence."""
+    detail: str | None
+    result: Compared | None
+
+
 class Health(_Object, frozen=True):
     status: str
     redis: dict[str, Any]
@@ -244,4 +290,9 @@ class Health(_Object, frozen=True):
 
 class Settled(_Object, frozen=True):
     settled: int
+    """How many: all that were named."""
+
+
+class Reopened(_Object, frozen=True):
+    reopened: int
     """How many: all that were named."""

@@ -25,6 +25,7 @@ _ALWAYS = (
     Reason.FAULT,
 )
 _WITH_BODY = (Reason.BODY_TOO_LARGE, Reason.MEDIA_TYPE_REFUSED)
+_WITH_FILE = (*_WITH_BODY, Reason.BODY_TOO_SLOW, Reason.UPLOADS_FULL, Reason.DISK_FULL)
 _PARAMETER = re.compile(r"{(\w+)(?::any)?}")
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ Json = dict[str, Any]
 def document(operations: Sequence[Operation]) -> Json:
     kinds: list[Any] = [Problem]
     for each in operations:
-        some = (each.answer, each.created, each.query, each.body)
+        some = (each.answer, each.created, each.accepted, each.query, each.body)
         kinds += [kind for kind in some if kind is not None and not isinstance(kind, Streamed)]
     kinds = list(dict.fromkeys(kinds))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -71,6 +72,9 @@ def _operation(operation: Operation, schema_of: dict[Any, Json], query: Json) ->
     if operation.body is not None:
         content = {"application/json": {"schema": schema_of[operation.body]}}
         described["requestBody"] = {"required": True, "content": content}
+    if operation.file:
+        binary: Json = {"schema": {"type": "string", "format": "binary"}}
+        described["requestBody"] = {"required": True, "content": dict.fromkeys(operation.file, binary)}
     return described
 
 
@@ -92,7 +96,7 @@ def _responses(operation: Operation, schema_of: dict[Any, Json]) -> Json:
     if streamed is not None:
         text = {"schema": {"type": "string"}}
         responses["200"] = {"description": "A file.", "content": dict.fromkeys(streamed.media_types, text)}
-    for status, kind in ((200, operation.answer), (201, operation.created)):
+    for status, kind in ((200, operation.answer), (201, operation.created), (202, operation.accepted)):
         if kind is not None and kind is not streamed:
             described: Json = {"description": "Done.", "content": {"application/json": {"schema": schema_of[kind]}}}
             if operation.method == "GET":
@@ -101,7 +105,8 @@ def _responses(operation: Operation, schema_of: dict[Any, Json]) -> Json:
     if operation.method == "GET" and streamed is None:
         responses["304"] = {"description": "It is as it was.", "headers": {"ETag": {"schema": {"type": "string"}}}}
     reasons: dict[int, list[Reason]] = {}
-    for reason in (*_ALWAYS, *operation.reasons, *(_WITH_BODY if operation.body is not None else ())):
+    of_body = _WITH_FILE if operation.file else _WITH_BODY if operation.body is not None else ()
+    for reason in (*_ALWAYS, *operation.reasons, *of_body):
         reasons.setdefault(STATUS_OF[reason], []).append(reason)
     for status in sorted(reasons):
         content = {MEDIA_TYPE: {"schema": schema_of[Problem]}}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -18,8 +18,9 @@ from receiver.errors import Reason
 from receiver.settings import ApiClient, Role
 from receiver.signing import digest, matches
 from workers.audit import Actor
+from workers.console import receiving
 from workers.console.api.problems import Declined
-from workers.console.site import Site, client
+from workers.console.site import Site, client, content_type
 from workers.ledger import queries
 
 LARGEST_BODY = 128 << 10
@@ -42,7 +43,7 @@ class Call:
     query: Any
     """Of the operation's `query`."""
     body: Any
-    """Of the operation's `body`; None without one."""
+    """Of the operation's `body`, or a `receiving.Body` where it takes a file; None without one."""
     idempotency_key: str | None = None
 
     def ledger(self) -> AbstractContextManager[Connection]:
@@ -79,9 +80,13 @@ class Operation:
     """Type of the answer with status 200, or a `Streamed`."""
     query: type[msgspec.Struct] = Nothing
     body: type[msgspec.Struct] | None = None
+    file: tuple[str, ...] = ()
+    """Media types of a body that is a file: of `console.max_upload` bytes at most, it goes to the disk."""
     role: Role = Role.VIEWER
     created: Any = None
     """Type of the answer with status 201, if there is one."""
+    accepted: Any = None
+    """Type of the answer with status 202, if there is one."""
     idempotent: bool = False
     """Whether it takes an ``Idempotency-Key``."""
     reasons: tuple[Reason, ...] = ()
@@ -94,10 +99,11 @@ async def respond(request: Request, operation: Operation) -> Response:
     if not asker.role.includes(operation.role):
         raise Declined(Reason.ROLE_REFUSED, f"This needs the role {operation.role}; the key has {asker.role}.")
     query = _query(request, operation.query)
-    body = await _body(request, operation.body) if operation.body is not None else None
     key = _idempotency_key(request) if operation.idempotent else None
-    call = Call(site, Actor(asker.name, str(client(request))), request.path_params, query, body, key)
-    answered = await run_in_threadpool(operation.handler, call)
+    actor = Actor(asker.name, str(client(request)))
+    async with _body(request, operation) as body:
+        call = Call(site, actor, request.path_params, query, body, key)
+        answered = await run_in_threadpool(operation.handler, call)
     if isinstance(answered, Response):
         return answered
     answer = answered if isinstance(answered, Answer) else Answer(answered)
@@ -153,9 +159,28 @@ def _query(request: Request, kind: type[Asked]) -> Asked:
         raise Declined(Reason.PARAMETER_REFUSED, _sentence(error)) from None
 
 
-async def _body(request: Request, kind: type[Asked]) -> Asked:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Declined(Reason.MEDIA_TYPE_REFUSED, "The body must be application/json.")
+@asynccontextmanager
+async def _body(request: Request, operation: Operation) -> AsyncIterator[Any]:
+    """What the handler gets of it, for as long as the handler works."""
+    if operation.file:
+        _require_media_type(request, operation.file)
+        site: Site = request.app.state.site
+        with site.uploads.receiving():
+            async with receiving.body(request, site.settings.console.max_upload) as file:
+                yield file
+    elif operation.body is not None:
+        yield await _json(request, operation.body)
+    else:
+        yield None
+
+
+def _require_media_type(request: Request, media_types: Sequence[str]) -> None:
+    if content_type(request) not in media_types:
+        raise Declined(Reason.MEDIA_TYPE_REFUSED, f"The body must be {' or '.join(media_types)}.")
+
+
+async def _json(request: Request, kind: type[Asked]) -> Asked:
+    _require_media_type(request, ["application/json"])
     body = b""
     try:
         async for chunk in request.stream():

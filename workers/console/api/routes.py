@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 
 from receiver.errors import Reason
 from receiver.settings import Role
-from workers.console.api import asked, exporting, objects, reads, writes
+from workers.console.api import asked, exporting, objects, reads, settlement, writes
 from workers.console.api.openapi import document
 from workers.console.api.operation import Operation, Streamed, respond, tagged
 from workers.console.api.problems import HANDLERS
@@ -54,6 +54,25 @@ OPERATIONS: Sequence[Operation] = (
     Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
     Operation("GET", "/audit/verify", reads.audit_verdict, objects.AuditVerdict),
     Operation("GET", "/reconciliations", reads.reconciliations, objects.ReconciliationList, asked.Reconciliations),
+    Operation(
+        "POST",
+        "/reconciliations",
+        settlement.reconcile,
+        objects.Upload,
+        asked.Settlement,
+        file=("text/csv", "application/octet-stream"),
+        role=Role.OPERATOR,
+        created=objects.Upload,
+        accepted=objects.Upload,
+        idempotent=True,
+        reasons=(
+            Reason.FILE_REFUSED,
+            Reason.ALREADY_RECONCILING,
+            Reason.IDEMPOTENCY_KEY_REUSED,
+            Reason.STOPPING,
+        ),
+    ),
+    Operation("GET", "/reconciliations/uploads/{id}", settlement.upload, objects.Upload, reasons=_ID),
     Operation("GET", "/reconciliations/{id}", reads.reconciliation, objects.ReconciliationDetail, reasons=_ID),
     Operation(
         "POST",
@@ -102,12 +121,16 @@ OPERATIONS: Sequence[Operation] = (
             "POST",
             f"/attention/{word}",
             handler,
-            objects.Settled,
+            answer,
             body=asked.Resolution,
             role=Role.OPERATOR,
             reasons=(*_CHANGE, Reason.STATE_CHANGED),
         )
-        for word, handler in (("resolve", writes.resolve), ("ignore", writes.ignore), ("reopen", writes.reopen))
+        for word, handler, answer in (
+            ("resolve", writes.resolve, objects.Settled),
+            ("ignore", writes.ignore, objects.Settled),
+            ("reopen", writes.reopen, objects.Reopened),
+        )
     ),
     Operation("GET", "/activity", reads.activity, objects.Activity),
     Operation("GET", "/health", reads.health, objects.Health),

@@ -51,7 +51,7 @@ def ignore(call: Call) -> dict[str, int]:
 def reopen(call: Call) -> dict[str, int]:
     subjects = _subjects(call)
     call.site.attention.reopen(call.actor, subjects, call.body.reason)
-    return {"settled": len(subjects)}
+    return {"reopened": len(subjects)}
 
 
 def _change(call: Call, change: Callable[[Actor, str, str], dict[str, Any]]) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from datetime import date
 from itertools import islice
 from typing import Any
 
 from starlette.responses import Response
 
-from receiver.providers.quickstream import QuickStreamEndpoint
+from receiver.errors import NotDone, Reason
 from workers import audit
+from workers.console import uploads
 from workers.console.receiving import Attached
 from workers.console.site import Trouble, Visit, redirect
 from workers.console.uploads import FINDINGS_SHOWN, Upload
@@ -19,8 +19,6 @@ from workers.ledger.reconciliations import list_reconciliations, of_same_file, s
 from workers.ledger.rows import storable
 
 SHOWN = 100
-ANSWER_WITHIN = 2.0
-"""Seconds that the answer waits for the end of a run; after them its page shows how far it is."""
 REFRESH = 2
 """Seconds between two looks at a run that goes on."""
 
@@ -34,22 +32,17 @@ def listed(visit: Visit) -> Response:
 def given(visit: Visit, file: Attached | None) -> Response:
     """Reconciles a file, or only looks with `dry_run`. A file that cannot be taken: 422, another in hand: 409."""
     try:
-        endpoint = _endpoint(visit)
+        endpoint = visit.site.uploads.endpoint(visit.given("endpoint"))
         days = _day(visit, "since", "The first day"), _day(visit, "until", "The last day")
-        if days[0] is not None and days[1] is not None and days[0] > days[1]:
-            raise ValueError("The first day must not be after the last one.")
         if file is None:
-            raise ValueError("Choose a file first.")
-    except ValueError as doubt:
-        return _list(visit, 400, f"{doubt} Nothing was done.")
-    write = not visit.given("dry_run")
-    file.content.flush()
-    # A handle of its own: the request's is closed with it, and the run may take longer.
-    content = os.fdopen(os.dup(file.content.fileno()), "rb")
-    upload = visit.site.uploads.begin(endpoint, content, file.name, visit.actor, write=write, days=days)
-    upload.ended.wait(ANSWER_WITHIN)
-    if upload.refusal:
-        return _list(visit, upload.status, f"{upload.file_name}: {upload.refusal}")
+            raise NotDone(Reason.REQUEST_MALFORMED, "Choose a file first.")
+        write = not visit.given("dry_run")
+        upload = visit.site.uploads.begin(endpoint, file.content, file.name, visit.actor, write=write, days=days)
+    except NotDone as doubt:
+        return _list(visit, doubt.status, f"{doubt.detail} Nothing was done.")
+    upload.ended.wait(uploads.ANSWER_WITHIN)
+    if upload.refused is not None:
+        return _list(visit, upload.refused.status, f"{upload.file_name}: {upload.refused.detail}")
     return redirect(_place(upload))
 
 
@@ -97,29 +90,14 @@ def _list(visit: Visit, status: int = 200, refused: str = "") -> Response:
     with visit.ledger() as connection:
         found = list(islice(list_reconciliations(connection, Filter(limit=SHOWN)), SHOWN))
     written: dict[str, Any] = {name: visit.given(name) for name in _DAYS} | {"chosen": visit.given("endpoint")}
-    endpoints = list(_endpoints(visit))
-    return visit.page("reconciliations.html", status, found=found, endpoints=endpoints, refused=refused, **written)
-
-
-def _endpoints(visit: Visit) -> dict[str, QuickStreamEndpoint]:
-    """Those whose bank has a settlement file, by their path."""
-    return {each.path: each for each in visit.site.settings.endpoint if isinstance(each, QuickStreamEndpoint)}
-
-
-def _endpoint(visit: Visit) -> QuickStreamEndpoint:
-    """Raises `ValueError`."""
-    known = _endpoints(visit)
-    if not known:
-        raise ValueError("No endpoint has a settlement file: only those of QuickStream have.")
-    if visit.given("endpoint") not in known:
-        raise ValueError(f"Choose whose file it is: {', '.join(known)}.")
-    return known[visit.given("endpoint")]
+    written |= {"endpoints": visit.site.uploads.paths, "refused": refused}
+    return visit.page("reconciliations.html", status, found=found, **written)
 
 
 def _day(visit: Visit, name: str, label: str) -> date | None:
-    """Raises `ValueError`."""
+    """Raises `NotDone` (`parameter_refused`)."""
     text = visit.given(name)
     try:
         return date.fromisoformat(text) if text else None
     except ValueError:
-        raise ValueError(f"{label} must be a day such as 2026-11-24.") from None
+        raise NotDone(Reason.PARAMETER_REFUSED, f"{label} must be a day such as 2026-11-24.") from None
