@@ -17,17 +17,22 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect, bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from receiver.digits import LONGEST, SHORTEST, Digits, is_right
+
 if TYPE_CHECKING:
     from receiver.providers.base import Endpoint, Message, Provider
 
-SHORTEST, LONGEST = 13, 19
 _FIRST, _LAST = 6, 4
+_TURNS_WITH_DIGITS = 3
+_FEW = 1000
+"""Characters in which a number is looked for plainly."""
 
 # From the issuers' published ranges, as (from, to, lengths). UATP (1, 15 digits) is left out: nearly every long number
 # that begins with 1 is a time.
@@ -63,26 +68,25 @@ _RANGES: tuple[tuple[str, str, Sequence[int]], ...] = (
     ("2200", "2204", _LONG),  # Mir
     ("636", "636", _LONG),  # InterPayment
 )
-_BY_TWO_DIGITS = {
-    str(two): [entry for entry in _RANGES if f"{entry[0]:0<2}"[:2] <= str(two) <= f"{entry[1]:9<2}"[:2]]
-    for two in range(10, 100)
-}
 
-# What may stand within one number: separators, and the escapes of these and of digits. In UTF-16 a dash is a space
-# with a control character, and NUL, every second byte, is no separator.
-_PLAIN_SEPARATOR = rb"[\x10-\x15] | [\x10-\x15]|[ +\-\t\x00]|\xc2?\xa0|\xe2\x80[\x90-\x95\xaf]"
-_SEPARATOR = (
-    rb"%20|%2[bBdD]|%09|%[cC]2%[aA]0|%[eE]2%80%9[0-5]|\\u00(?:09|2[0bBdD]|[aA]0)|\\u201[0-5]|\\t"
-    rb"|&#(?:9|32|4[35]|160|820[89]|821[0-3]|x9|x20|x2[bBdD]|x[aA]0|x201[0-5]);|" + _PLAIN_SEPARATOR
-)
-_DIGIT = rb"%3[0-9]|\\u003[0-9]|&#(?:4[89]|5[0-7]|x3[0-9]);"
-_OTHER = rb"%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|&#[0-9a-fA-FxX]+;"
-_ESCAPED = re.compile(
-    b"(?P<digit>%b)|(?P<separator>%b)|(?P<other>%b)|(?P<digits>[0-9]+)" % (_DIGIT, _SEPARATOR, _OTHER)
-)
-_PLAIN = re.compile(b"(?P<separator>%b)|(?P<digits>[0-9]+)" % _PLAIN_SEPARATOR)
-_MOST_SEPARATORS = 3
-_TURNS_WITH_DIGITS = 3
+
+def _by_prefix(width: int, entries: Iterable[tuple[str, str, Sequence[int]]]) -> dict[str, tuple[int, ...]]:
+    """Lengths of the card numbers that begin so, the longest first, by that many digits."""
+    found: dict[str, set[int]] = {}
+    for low, high, lengths in entries:
+        for prefix in range(int(f"{low:0<{width}}"), int(f"{high:9<{width}}") + 1):
+            found.setdefault(str(prefix), set()).update(lengths)
+    return {prefix: tuple(sorted(lengths, reverse=True)) for prefix, lengths in found.items()}
+
+
+# No range of six digits lies within one of four or fewer.
+_BY_FOUR = _by_prefix(4, [entry for entry in _RANGES if len(entry[0]) <= 4])
+_BY_SIX = _by_prefix(6, [entry for entry in _RANGES if len(entry[0]) > 4])
+_BEGINS = {length: bytearray(256) for length in range(SHORTEST, LONGEST + 1)}
+"""For each length, the first two digits of its card numbers."""
+for _prefix, _its_lengths in (*_BY_FOUR.items(), *_BY_SIX.items()):
+    for _length in _its_lengths:
+        _BEGINS[_length][int(_prefix[:2])] = 1
 
 # For the quick look: digits become one byte, all others another, and what may stand between digits is taken out.
 _MARKS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x78 for byte in range(256))
@@ -94,11 +98,15 @@ _PERCENT = re.compile(rb"%[0-9a-fA-F]{2}")
 _JSON_ESCAPE = re.compile(rb"\\(?:u00[023aA]|u201|t)")
 _CANDIDATE = re.compile(rb"[2-68](?<![0-9].)(?:[ +\-\t\x00\x10-\x15\x80-\xff]*+[0-9]){12}", re.DOTALL)
 
+_QUOTE = re.compile(b'"')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
-_UUID = re.compile(rb"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
-_HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{32,}")
+# From its first dash on: there are far fewer of them than of digits.
+_UUID = re.compile(rb"(?<=[0-9a-fA-F]{8})-(?=(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})")
+_UUID_LENGTH = 36
+_HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{32,}+")
+_AROUND = 128
 _LETTER = re.compile(rb"[a-fA-F]")
-_NO_DIGIT = re.compile(r"[^0-9]")
+_NO_DIGITS = bytes(byte for byte in range(256) if byte not in b"0123456789")
 
 
 def may_hold(body: bytes) -> bool:
@@ -121,15 +129,14 @@ def masked(body: bytes, keep: Iterable[str] = ()) -> tuple[bytes, int]:
     """`body` without card numbers, and how many there were. Those within a value of `keep` are left as they are."""
     if not may_hold(body):
         return body, 0
-    kept = [_NO_DIGIT.sub("", value) for value in keep]
-    strings = _strings(body)
+    kept, texts = _Kept(keep), _Texts(body)
     # In JSON "%41" is no escape, so what has escapes is looked at once more as it stands.
-    readings = (_ESCAPED, _PLAIN) if b"%" in body or b"\\" in body or b"&#" in body else (_PLAIN,)
+    readings = (True, False) if b"%" in body or b"\\" in body or b"&#" in body else (False,)
     changed, count = bytearray(body), 0
     for turn in itertools.count():
         # Other digits may make another number with those around them. Asterisks do not: so this ends.
-        numbers = strings if turn < _TURNS_WITH_DIGITS else None
-        found = sum(_mask_all(changed, tokens, kept, strings, numbers) for tokens in readings)
+        with_digits = turn < _TURNS_WITH_DIGITS
+        found = sum(_mask_all(changed, escaped, kept, texts, with_digits) for escaped in readings)
         if not found:
             break
         count += found
@@ -167,55 +174,96 @@ def masked_text(text: str) -> str:
 
 def is_card_number(digits: str) -> bool:
     """Whether plain digits have an issuer's prefix and length and a right check digit."""
-    return len(digits) in _lengths(digits[:_FIRST]) and _luhn_sums(digits)[(len(digits) - 1) % 2][-1] % 10 == 0
+    return len(digits) in _lengths(digits) and is_right(digits)
 
 
-class _Run:
-    """Groups of digits with nothing but separators between them."""
-
-    __slots__ = ("digits", "edges", "places")
-
-    def __init__(self) -> None:
-        self.digits = ""
-        self.places: list[tuple[int, int]] = []
-        """Where each digit stands in the body: an escaped one takes several bytes."""
-        self.edges = {0}
-        """Numbers of digits after which a group begins or ends."""
+def _lengths(digits: str) -> tuple[int, ...]:
+    """Lengths of the card numbers that begin as `digits` do, the longest first."""
+    return _BY_FOUR.get(digits[:4]) or _BY_SIX.get(digits[:_FIRST], ())
 
 
-def _runs(body: bytes, tokens: re.Pattern[bytes]) -> Iterator[_Run]:
-    """Every run that is long enough."""
-    run, end, separators = _Run(), -1, 0
-    for token in tokens.finditer(body):
-        start, kind = token.start(), token.lastgroup
-        if start != end or kind == "other" or separators > _MOST_SEPARATORS:
-            yield from _ended(run)
-            run, separators = _Run(), 0
-        end = token.end()
-        if kind == "separator":
-            if token[0] != b"\x00":
-                separators += 1
-                run.edges.add(len(run.digits))
+def _mask_all(body: bytearray, escaped: bool, kept: _Kept, texts: _Texts, with_digits: bool) -> int:
+    """Masks all in one reading. Bare JSON numbers get other digits if `with_digits`, all others asterisks."""
+    as_found = bytes(body)
+    digits = Digits(as_found, escaped=escaped)
+    if not digits.any_long:
+        return 0
+    names = _Names(as_found)
+
+    def is_none(first: int, end: int) -> bool:
+        start, stop = digits.places[first], digits.stop(end - 1)
+        return (
+            kept.has(digits.text[first:end])
+            or (as_found[start - 1 : start] == b"." and texts.is_bare(start))
+            or names.meet(start, stop)
+        )
+
+    found = _cards(digits, is_none)
+    for first, end in found:
+        start, stop = digits.places[first], digits.stop(end - 1)
+        if stop - start == end - first:
+            # A JSON number has neither separators nor escapes.
+            bare = with_digits and texts.is_bare(start)
+            hidden = _other_digits(digits.text[first:end]) if bare else b"*" * (end - first - _FIRST - _LAST)
+            body[start + _FIRST : stop - _LAST] = hidden
+        elif escaped:
+            for number in range(first + _FIRST, end - _LAST):
+                start, stop = digits.places[number], digits.stop(number)
+                body[start:stop] = _star(as_found[start:stop])
+        else:
+            for place in digits.places[first + _FIRST : end - _LAST]:
+                body[place] = 0x2A
+    return len(found)
+
+
+def _cards(digits: Digits, is_none: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+    """The card numbers, as (number of the first digit, of the first after it)."""
+    groups = digits.groups(_BEGINS)
+    text, is_right = digits.text, digits.is_right
+
+    def longest(start: int) -> int | None:
+        for length in _lengths(text[start : start + _FIRST]):
+            end = start + length
+            if digits.ends_group(end) and is_right(start, length) and not is_none(start, end):
+                return end
+        return None
+
+    def up_to(head: int) -> int | None:
+        for start in range(max(visible, 0, head - LONGEST), head - SHORTEST + 1):
+            if (
+                (start == visible or digits.begins_group(start))
+                and head - start in _lengths(text[start : start + _FIRST])
+                and is_right(start, head - start)
+                and not is_none(start, head)
+            ):
+                return start
+        return None
+
+    found: list[tuple[int, int]] = []
+    visible = -1
+    """Where what stays of the last one begins: it may begin another, although no group begins there."""
+    start = groups.next(0)
+    while start >= 0:
+        end = longest(start)
+        if end is None:
+            start = groups.next(start + 1)
             continue
-        separators = 0
-        if kind == "digit":
-            run.digits += _unescaped(token[0])
-            run.places.append((start, end))
-        elif kind == "digits":
-            run.digits += token[0].decode()
-            run.places += [(place, place + 1) for place in range(start, end)]
-    yield from _ended(run)
+        found.append((start, end))
+        # What stays of it may be part of another: its first six at the end of one, its last four at the start.
+        first: int | None = start
+        while first is not None:
+            head = first + _FIRST
+            first = up_to(head)
+            if first is not None:
+                found.append((first, head))
+        start = visible = end - _LAST
+    return found
 
 
-def _ended(run: _Run) -> list[_Run]:
-    run.edges.add(len(run.digits))
-    return [run] if len(run.digits) >= SHORTEST else []
-
-
-def _unescaped(token: bytes) -> str:
-    """``%34``, ``\\u0034``, ``&#x34;`` and ``&#52;`` are all 4."""
-    decimal = token.startswith(b"&#") and not token.startswith(b"&#x")
-    return chr(int(token.strip(b"%\\u&#x;"), 10 if decimal else 16))
+def _other_digits(number: str) -> bytes:
+    """Digits for those between the first six and the last four, so that it is no card number."""
+    head, hidden, tail = number[:_FIRST], len(number) - _FIRST - _LAST, number[-_LAST:]
+    return next(d * hidden for d in "0123456789" if not is_right(head + d * hidden + tail)).encode()
 
 
 def _star(token: bytes) -> bytes:
@@ -225,115 +273,83 @@ def _star(token: bytes) -> bytes:
     return {b"%": b"%2A", b"\\": b"\\u002a"}.get(token[:1]) or (b"&#x2a;" if b"x" in token else b"&#42;")
 
 
-def _mask_all(
-    body: bytearray,
-    tokens: re.Pattern[bytes],
-    keep: Sequence[str],
-    strings: Sequence[tuple[int, int]] | None,
-    numbers: Sequence[tuple[int, int]] | None,
-) -> int:
-    """`numbers` are the texts beside which a number gets other digits; None where all get asterisks."""
-    as_found, count = bytes(body), 0
-    for run in _runs(as_found, tokens):
+class _Kept:
+    """Numbers that are left as they are: those within some values."""
 
-        def is_none(first: int, end: int, run: _Run = run) -> bool:
-            number, start = run.digits[first:end], run.places[first][0]
-            if any(number in value for value in keep):
+    def __init__(self, values: Iterable[str]) -> None:
+        plain = (value.encode("ascii", "ignore").translate(None, _NO_DIGITS) for value in values)
+        self._values = b"\n".join(value for value in plain if len(value) >= SHORTEST)
+        self._text = self._values.decode()
+        self._by_length: dict[int, set[str]] = {}
+
+    def has(self, number: str) -> bool:
+        """`number` has a right check digit."""
+        if len(self._text) < _FEW:
+            return number in self._text
+        length = len(number)
+        if length not in self._by_length:
+            self._by_length[length] = self._digits.all_right(length)
+        return number in self._by_length[length]
+
+    @cached_property
+    def _digits(self) -> Digits:
+        return Digits(self._values, escaped=False)
+
+
+class _Texts:
+    """Where the texts of a JSON document stand."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._is_json = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+
+    def is_bare(self, place: int) -> bool:
+        """Whether a digit of a JSON document stands in no text."""
+        return self._is_json and bisect(self._quotes, place) % 2 == 0
+
+    @cached_property
+    def _quotes(self) -> list[int]:
+        """Where texts begin and end."""
+        if b"\\" in self._body:
+            return [quote for text in _STRING.finditer(self._body) for quote in text.span()]
+        return [quote.start() for quote in _QUOTE.finditer(self._body)]
+
+
+class _Names:
+    """UUIDs and hexadecimal words of 32 characters and more, of which 128 characters on each side are looked at."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def meet(self, start: int, end: int) -> bool:
+        """Whether a number has a part of one in it."""
+        if not self._uuids and not self._words:
+            return False
+        low, high = max(0, start - _AROUND), end + _AROUND
+        # As they follow one another: two that overlap are one.
+        index = bisect_left(self._uuids, low)
+        while index < len(self._uuids) and self._uuids[index] < end:
+            stop = self._uuids[index] + _UUID_LENGTH
+            if start < stop:
                 return True
-            fraction = _is_bare(start, strings) and as_found[start - 1 : start] == b"."
-            return fraction or _is_name(as_found, start, run.places[end - 1][1])
-
-        for first, end in _cards(run, is_none):
-            start, stop = run.places[first][0], run.places[end - 1][1]
-            # A JSON number has neither separators nor escapes.
-            _mask(body, run, first, end, stop - start == end - first and _is_bare(start, numbers))
-            count += 1
-    return count
-
-
-def _cards(run: _Run, is_none: Callable[[int, int], bool]) -> list[tuple[int, int]]:
-    """The card numbers in `run`, as (number of the first digit, of the first after it)."""
-    digits, starts, ends = run.digits, set(run.edges), run.edges
-    sums = _luhn_sums(digits)
-
-    def longest(start: int, among: set[int]) -> int | None:
-        for length in _lengths(digits[start : start + _FIRST]):
-            end = start + length
-            by_parity = sums[(end - 1) % 2]
-            if end in among and (by_parity[end] - by_parity[start]) % 10 == 0 and not is_none(start, end):
-                return end
-        return None
-
-    found: list[tuple[int, int]] = []
-    start = visible = 0
-    while start + SHORTEST <= len(digits):
-        end = longest(start, ends) if start in starts else None
-        if end is None:
-            start += 1
-            continue
-        found.append((start, end))
-        # What stays of it may be part of another: its first six at the end of one, its last four at the start.
-        first: int | None = start
-        while first is not None:
-            head = first + _FIRST
-            before = (s for s in range(max(visible, head - LONGEST), first) if s in starts)
-            first = next((s for s in before if longest(s, {head})), None)
-            if first is not None:
-                found.append((first, head))
-        start = visible = end - _LAST
-        starts.add(start)
-    return found
-
-
-def _lengths(prefix: str) -> list[int]:
-    """Lengths of the card numbers that begin so, the longest first."""
-    found = [
-        length
-        for low, high, lengths in _BY_TWO_DIGITS.get(prefix[:2], ())
-        if low <= prefix[: len(low)] <= high
-        for length in lengths
-    ]
-    return sorted(set(found), reverse=True)
-
-
-def _luhn_sums(digits: str) -> tuple[list[int], list[int]]:
-    """For each place, the sum of the digits before it: for numbers whose last digit is at an even place, then for those
-    at an odd one. Counted back from the last digit, every second one is doubled."""
-    plain = [int(digit) for digit in digits]
-    doubled = [sum(divmod(2 * value, 10)) for value in plain]
-    even = [two if place % 2 else one for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
-    odd = [one if place % 2 else two for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
-    return [0, *itertools.accumulate(even)], [0, *itertools.accumulate(odd)]
-
-
-def _mask(body: bytearray, run: _Run, first: int, end: int, bare: bool) -> None:
-    hidden = range(first + _FIRST, end - _LAST)
-    digit = ""
-    if bare:
-        head, tail = run.digits[first : first + _FIRST], run.digits[end - _LAST : end]
-        digit = next(d for d in "0123456789" if not is_card_number(head + d * len(hidden) + tail))
-    for start, stop in (run.places[place] for place in hidden):
-        body[start:stop] = digit.encode() or _star(bytes(body[start:stop]))
-
-
-def _strings(body: bytes) -> list[tuple[int, int]] | None:
-    """Where the texts of a JSON document stand; None for what is no JSON."""
-    if body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
-        return None
-    return [text.span() for text in _STRING.finditer(body)]
-
-
-def _is_bare(place: int, strings: Sequence[tuple[int, int]] | None) -> bool:
-    """Whether a digit of a JSON document stands in no text."""
-    if strings is None:
+            index = bisect_left(self._uuids, stop)
+        index = bisect(self._stops, start)
+        while index < len(self._words) and self._words[index][0] < end:
+            first, stop = max(low, self._words[index][0]), min(high, self._words[index][1])
+            if _LETTER.search(self._body, first, stop):
+                return True
+            index += 1
         return False
-    index = bisect(strings, (place, place)) - 1
-    return index < 0 or place >= strings[index][1]
 
+    @cached_property
+    def _uuids(self) -> list[int]:
+        """Where they begin, those that overlap as well."""
+        return [found.start() - 8 for found in _UUID.finditer(self._body)]
 
-def _is_name(body: bytes, start: int, end: int) -> bool:
-    """Whether a number has a part of a UUID or of a hexadecimal word in it."""
-    around = body[max(0, start - 128) : end + 128]
-    start, end = start - max(0, start - 128), end - max(0, start - 128)
-    words = [*_UUID.finditer(around), *(word for word in _HEXADECIMAL.finditer(around) if _LETTER.search(word[0]))]
-    return any(word.start() < end and start < word.end() for word in words)
+    @cached_property
+    def _words(self) -> list[tuple[int, int]]:
+        return [word.span() for word in _HEXADECIMAL.finditer(self._body)]
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return [stop for _, stop in self._words]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -25,6 +26,7 @@ from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint
 from receiver.reading import form, json_object, xml
 from tests.providers.test_paymentz import signed
+from tests.receiver import cards_by_digit
 from tests.support import CHECKOUT, DEBITSUCCESS, PAYMENTZ, QUICKSTREAM, Recorded, all_recorded, recorded
 
 PUBLISHED = (
@@ -349,3 +351,136 @@ def test_every_search_ends_and_keeps_the_length(turns: None, body: bytes) -> Non
     assert len(masked) == len(body)
     assert (masked == body) == (count == 0)
     assert cards.masked(masked) == (masked, 0)
+
+
+# That it is quick: bodies are searched between two requests. What it finds is held against a search of one digit after
+# the other, and a body of any length is one question to Python.
+
+LARGE = 256 << 10
+pieces = st.sampled_from(
+    [
+        *(
+            b" ",
+            b"-",
+            b"+",
+            b"\t",
+            b"\x00",
+            b"\x10 ",
+            b" \x11",
+            b"\x10",
+            b"\xc2\xa0",
+            b"\xa0",
+            b"\xe2\x80\x90",
+            b"\xe2\x80\xaf",
+        ),
+        *(
+            b"%20",
+            b"%2b",
+            b"%2D",
+            b"%09",
+            b"%C2%a0",
+            b"%e2%80%93",
+            rb"\u0009",
+            rb"\u002b",
+            rb"\u00A0",
+            rb"\u2011",
+            rb"\t",
+        ),
+        *(b"&#32;", b"&#x20;", b"&#x2D;", b"&#8210;", b"&#x2015;", b"&#160;", b"&#xa0;", b"\xe2\x80", b"\xc2"),
+        *(
+            b"%33",
+            b"%34",
+            rb"\u0034",
+            rb"\u0035",
+            b"&#52;",
+            b"&#53;",
+            b"&#x34;",
+            b"&#x35;",
+            b"%00",
+            b"%41",
+            b"%25",
+            b"%3",
+        ),
+        *(
+            rb"\u00",
+            rb"\u0041",
+            b"&#65;",
+            b"&#x;",
+            b"&#",
+            b"%",
+            b"\\",
+            b";",
+            b"u",
+            b"x",
+            b"a",
+            b"f",
+            b"&",
+            b"=",
+            b"<",
+            b"*",
+        ),
+        *(b'"', b'\\"', b"{", b"[", b",", b".", b"\n", b"\xff", b"\x01", b"\x02", b"\x03", b"\x0f", b"!"),
+        *(
+            b"a" * 31,
+            b"abcdef0123456789abcdef0123456789",
+            b"41111111-1111-1111-4111-111111111111",
+            b"-1111-4111-",
+            b"4" * 20,
+        ),
+        *(
+            b"4",
+            b"1",
+            b"0",
+            b"1111",
+            b"4111",
+            b"60",
+            b"34",
+            b"3782822463",
+            b"10005",
+            b"5602210000000009",
+            b"6069850000000007",
+        ),
+        *(number.encode() for number in PUBLISHED),
+    ]
+)
+
+
+@hypothesis.settings(max_examples=600)
+@given(
+    body=st.tuples(st.sampled_from([b"", b"{", b"[", b"<"]), st.lists(pieces, max_size=40)).map(
+        lambda parts: parts[0] + b"".join(parts[1])
+    ),
+    keep=st.lists(st.one_of(st.sampled_from(PUBLISHED), st.text("0123456789 a", max_size=40)), max_size=3),
+    long=st.booleans(),
+)
+@example(rb"\u00a&#54;\u0030%37384\u0030\u00A0350\x10 45\u0032\u00357&#x2D;7".replace(rb"\x10", b"\x10"), [], False)
+def test_it_finds_what_a_search_of_one_digit_after_the_other_finds(body: bytes, keep: list[str], long: bool) -> None:
+    # Among many characters numbers that are kept are looked for in another way.
+    more = [body.decode("latin-1") * 40] if long else []
+    assert cards.masked(body, [*keep, *more]) == cards_by_digit.masked(body, [*keep, *more])
+
+
+def test_prefixes_and_lengths_are_those_of_the_ranges() -> None:
+    for low, high, _ in cards._RANGES:
+        for edge in (int(low) - 1, int(low), int(high), int(high) + 1):
+            for length in range(12, 21):
+                numbers = [f"{edge}{rest:0>{length - len(low)}}" for rest in range(10)]
+                expected = [n for n in numbers if cards_by_digit.is_card_number(n)] if length > 12 else []
+                assert [n for n in numbers if cards.is_card_number(n)] == expected
+
+
+@pytest.mark.parametrize("unit", ["4", "4 ", "%34", "%34%20", "\\u0034", "&#52;", "4   ", "1234567890123&", "%411"])
+def test_a_body_full_of_digits_is_not_looked_at_one_by_one(unit: str) -> None:
+    asked = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal asked
+        asked += event in ("call", "c_call")
+
+    body = (unit * LARGE)[:LARGE].encode()
+    sys.setprofile(count)
+    try:
+        cards.masked(body, ["4" * 5000])
+    finally:
+        sys.setprofile(None)
+    assert asked < 2000

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PURE = {"cards", "codes", "errors", "money", "reading", "signing", "notification"}
+PURE = {"cards", "codes", "digits", "errors", "money", "reading", "signing", "notification"}
 PURE |= {"returned", "return_page", "return_result"}
 FRAMEWORKS = {
     "starlette",
