@@ -91,8 +91,8 @@ class Service(Installation):
 
 
 class Load:
-    """Senders, each on a connection of its own. Those that keep it do so as far as its answers let them; the others open
-    another one for each notification."""
+    """Senders, each on a connection of its own. Those that keep it do so as far as its answers let them; the others
+    open one for each notification."""
 
     def __init__(self, connect: Callable[[], HTTPConnection]) -> None:
         self._connect = connect
