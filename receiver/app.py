@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver import expected, health, logs
+from receiver import expected, health, logs, metrics
 from receiver.accept import Accept, Visit
 from receiver.attempts import Attempts
 from receiver.buckets import Buckets
@@ -37,6 +37,7 @@ LOOKUPS = 16
 
 def build(settings: Settings) -> Application:
     """It starts although Redis is away; then the spool takes what comes."""
+    metrics.begin(settings.endpoint)
     redis = connect(settings)
     lookups = connect_async(settings, expected.FIND_DEADLINE, LOOKUPS)
     inbox = Inbox(settings, Seal(settings.security.seal_keys, "batch"))
@@ -95,6 +96,7 @@ def build(settings: Settings) -> Application:
             await rest(scope, receive, send)
 
     def use(settings: Settings) -> None:
+        metrics.begin(settings.endpoint)
         accept.use(settings)
         returns.use(settings)
         inbox.use(Seal(settings.security.seal_keys, "batch"))

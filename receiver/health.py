@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from math import nan
 from typing import Any
 
 from redis import Redis
@@ -51,22 +53,23 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics_page(request: Request) -> Response:
-    await asyncio.to_thread(measure_queue, request.app.state.redis)
+    if not await asyncio.to_thread(measure_queue, request.app.state.redis):
+        metrics.REDIS_UP.set(0)
     request.app.state.accept.tally.hand_on()
     return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def measure_queue(redis: Redis) -> None:
-    """Figures that nobody counts while they happen."""
-    try:
+def measure_queue(redis: Redis) -> bool:
+    """Figures that nobody counts while they happen; without Redis nobody knows them. Whether it answered."""
+    state: dict[str, Any] = {}
+    with suppress(RedisError, OSError):
         state = queue_state(redis)
-    except (RedisError, OSError):
-        metrics.REDIS_UP.set(0)
-        return
-    metrics.QUEUE_BATCHES.set(state["batches"])
-    metrics.QUEUE_SET_ASIDE.set(state["set_aside"])
-    metrics.QUEUE_OLDEST_SECONDS.set(state["oldest_seconds"])
-    metrics.WORKERS.set(state["workers"])
+    metrics.QUEUE_ANSWERS.set(int(bool(state)))
+    metrics.QUEUE_BATCHES.set(state.get("batches", nan))
+    metrics.QUEUE_SET_ASIDE.set(state.get("set_aside", nan))
+    metrics.QUEUE_OLDEST_SECONDS.set(state.get("oldest_seconds", nan))
+    metrics.WORKERS.set(state.get("workers", nan))
+    return bool(state)
 
 
 def queue_state(redis: Redis) -> dict[str, Any]:

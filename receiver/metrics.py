@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from receiver.providers.base import Endpoint
 
 _ENDPOINT = ("provider", "facility")
 
@@ -62,6 +65,11 @@ QUEUE_OLDEST_SECONDS = Gauge(
 QUEUE_SET_ASIDE = Gauge(
     "postback_queue_set_aside",
     "Batches that could not be opened and wait for a person.",
+    multiprocess_mode="mostrecent",
+)
+QUEUE_ANSWERS = Gauge(
+    "postback_queue_answers",
+    "1 when Redis told the figures of the queue; when 0 they are not known.",
     multiprocess_mode="mostrecent",
 )
 LEDGER_UP = Gauge("postback_ledger_up", "0 while a worker waits for the ledger.", multiprocess_mode="mostrecent")
@@ -122,6 +130,24 @@ class Tally:
                 bucket.inc(number)
         if seconds:
             ANSWER_SECONDS._sum.inc(seconds)
+
+
+def begin(endpoints: Iterable[Endpoint]) -> None:
+    """Shows what alarms look at from the start, as 0: Prometheus sees no rise in a figure that was not there before."""
+    for endpoint in endpoints:
+        at = (endpoint.provider, endpoint.facility)
+        NOT_STORED.labels(*at)
+        MISMATCHES.labels(*at)
+        for state in ("processed", "failed", "quarantined", "held"):
+            RECORDED.labels(*at, state)
+        for kind in ("duplicate", "conflict"):
+            REPEATED.labels(*at, kind)
+        REPLAYED.labels(*at, "not_recorded")
+        for place in ("body", "header", "return", "settlement file"):
+            CARDS_MASKED.labels(*at, place)
+    CARDS_MASKED.labels("", "", "refusal")
+    for why in ("seal_broken", "newer_envelope"):
+        SET_ASIDE.labels(why)
 
 
 def expose() -> bytes:

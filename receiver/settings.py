@@ -117,6 +117,11 @@ class Console(_Section, frozen=True):
     """Of a settlement file that an operator gives; a million rows have some 200 MB."""
 
 
+class Work(_Section, frozen=True):
+    metrics_bind: str | None = None
+    """Where a worker shows the figures of its machine. None: an accept process or the console of the machine does."""
+
+
 class Queue(_Section, frozen=True):
     redis_url: Secret | None = None
     """None: embedded Valkey under `data_dir`."""
@@ -193,6 +198,7 @@ class Settings(_Section, frozen=True):
     security: Security
     data_dir: Path = Path("var")
     receive: Receive = Receive()
+    work: Work = Work()
     console: Console = Console()
     queue: Queue = Queue()
     store: Store = Store()
@@ -327,6 +333,8 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("replay.per_second: must be 1 or more.")
     _check_retention(settings.retention)
     host_and_port(settings.receive.bind, "receive.bind")
+    if settings.work.metrics_bind is not None:
+        host_and_port(settings.work.metrics_bind, "work.metrics_bind")
     _check_proxies(settings.receive.trusted_proxies, "receive.trusted_proxies")
     _check_console(settings.console)
     _check_operators(settings)

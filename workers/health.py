@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime
 from typing import Any
 
@@ -127,11 +128,15 @@ def _spool(settings: Settings, problems: list[str]) -> dict[str, Any]:
     path = settings.data_dir / "spool" / "spool.sqlite3"
     if not path.exists():
         return {"batches": 0}
-    spool = Spool(path, settings.receive.max_spool)
     try:
-        batches = spool.count()
-    finally:
-        spool.close()
+        spool = Spool(path, settings.receive.max_spool)
+        try:
+            batches = spool.count()
+        finally:
+            spool.close()
+    except (ConfigurationError, sqlite3.Error) as error:
+        problems.append("The spool cannot be read.")
+        return {"status": "away", "error": type(error).__name__, "batches": None}
     if batches:
         problems.append("Batches wait in the spool for Redis.")
     return {"batches": batches}

@@ -35,6 +35,7 @@ from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
 from workers.audit import Audit
+from workers.exposition import show_figures
 from workers.ledger.ledger import Ledger
 from workers.ledger.revision import open_revision
 from workers.maintenance import (
@@ -352,7 +353,9 @@ def work(settings: Settings) -> None:
     replay_seal = Seal(keys, "replay")
     replays = ReplayRunner(ledger, pipeline, Audit(keys), settings.replay.per_second)
     jobs.context = jobs.Context(pipeline, Seal(keys, "expectation"), Seal(keys, "returns"), replays, replay_seal)
+    metrics.begin(settings.endpoint)
     metrics.LEDGER_UP.set(1)
+    show_figures(settings)
     daily = Daily(settings, ledger)
     stopping = False
     worker: BatchWorker | None = None

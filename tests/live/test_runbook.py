@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from receiver import metrics
 from receiver.errors import STATUS_OF, Reason
+from workers import figures
 from workers.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,7 @@ def test_every_metric() -> None:
     for value in vars(metrics).values():
         if isinstance(value, Counter | Gauge | Histogram):
             exposed |= {family.name + ("_total" if family.type == "counter" else "") for family in value.describe()}
+    exposed |= {family.name for family in figures.families()}
     assert len(exposed) > 10
     assert set(table("Metrics")) == exposed
 

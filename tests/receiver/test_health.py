@@ -113,7 +113,7 @@ NAMES = {
     *("postback_accepted_total", "postback_refused_total", "postback_not_stored_total"),
     *("postback_answer_seconds_bucket", "postback_commit_seconds_bucket", "postback_batch_size_bucket"),
     *("postback_spool_batches", "postback_queue_batches", "postback_queue_oldest_seconds", "postback_redis_up"),
-    "postback_workers",
+    *("postback_workers", "postback_queue_answers"),
 }
 
 
@@ -130,7 +130,8 @@ def test_metrics(server: Valkey, tmp_path: Path) -> None:
         application.post(QUICKSTREAM.path)
         application.post(CHECKOUT.path, {"authorization": "x"})
         found = figures(application)
-        assert {name.partition("{")[0] for name in found} >= NAMES - {"postback_not_stored_total"}
+        assert {name.partition("{")[0] for name in found} >= NAMES
+        assert found['postback_not_stored_total{facility="acme",provider="quickstream"}'] is not None
         assert (found["postback_redis_up"], found["postback_queue_batches"], found["postback_workers"]) == (
             *("1.0", "1.0", "0.0"),
         )
@@ -140,6 +141,8 @@ def test_metrics(server: Valkey, tmp_path: Path) -> None:
         assert not any("authorization" in name.replace("authorization_keys[", "") for name in found)
         server.kill()
         assert figures(application)["postback_redis_up"] == "0.0"
+        unknown = figures(application)
+        assert (unknown["postback_queue_answers"], unknown["postback_queue_batches"]) == ("0.0", "NaN")
         assert notify(application).status == 200
         eventually(lambda: figures(application)["postback_spool_batches"] == "1.0", what="the figure")
 

@@ -296,6 +296,8 @@ def test_bad_bind(bind: str) -> None:
         ("[console]", "[consoles]", "consoles: is not a known key."),
         ("[console]", "[console.x]", "console.x: is not a known key."),
         ('bind = "[::1]:8081"', 'port = 1', "console.port: is not a known key."),
+        ('bind = "[::1]:8081"', '[work]\nmetrics_bind = "8082"',
+         "work.metrics_bind: must be host:port, such as 127.0.0.1:8080."),
         ("{ name =", "{ admin = true, name =", "security.operators[0].admin: is not a known key."),
         ('{ name = "ops", ', "{ ", "security.operators[0].name: is missing."),
         ('{ name = "ops", ', '{ name = "a b", ',

@@ -171,11 +171,13 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 
 def _watch(settings: Settings) -> None:
     from receiver import logs
+    from workers.figures import begin_settlement
     from workers.reconcile.folder import watch, watched
 
     if not watched(settings):
         raise typer.BadParameter("no endpoint has a settlement_folder.")
     logs.configure("reconcile")
+    begin_settlement(settings.endpoint)
     watch(settings)
 
 

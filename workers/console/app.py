@@ -30,6 +30,7 @@ from workers.console.api import routes as api
 from workers.console.guessing import Guesses
 from workers.console.headers import Guard
 from workers.console.health import Health
+from workers.console.latest import Latest
 from workers.console.operators import Operators
 from workers.console.refusals import Refusals
 from workers.console.render import FOLDER, Renderer
@@ -37,6 +38,7 @@ from workers.console.sessions import Ended, Sessions
 from workers.console.signin import Door
 from workers.console.site import Site, Trouble, Visit
 from workers.console.uploads import Uploads
+from workers.figures import LedgerFigures, begin_settlement
 from workers.ledger.bodies import Bodies
 from workers.ledger.database import open_engine, url
 from workers.ledger.ledger import Ledger
@@ -51,6 +53,7 @@ _STATIC = {"console.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"
 
 def build(settings: Settings) -> ASGIApp:
     """It starts although Redis and the ledger are away, and says so. Raises `ConfigurationError`."""
+    begin_settlement(settings.endpoint)
     console = settings.console
     engine, redis = open_engine(url(settings)), connect(settings)
     audit, bodies = Audit(settings.security.seal_keys), Bodies(settings.security.body_keys)
@@ -72,6 +75,7 @@ def build(settings: Settings) -> ASGIApp:
         refusals=refusals,
         activity=Activity(engine, refusals, list(settings.endpoints)),
         health=Health(settings),
+        ledger_figures=Latest(LedgerFigures(settings, engine).page),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
     )
 

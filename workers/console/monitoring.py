@@ -41,8 +41,14 @@ def _ask_ledger(site: Site) -> None:
 
 
 async def metrics_page(request: Request) -> Response:
-    await run_in_threadpool(measure_queue, request.app.state.site.redis)
-    return Response(await run_in_threadpool(metrics.expose), media_type="text/plain; version=0.0.4; charset=utf-8")
+    """The figures of this machine's processes, as the accept side shows them, and those of the ledger."""
+    page = await run_in_threadpool(_figures, request.app.state.site)
+    return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _figures(site: Site) -> bytes:
+    measure_queue(site.redis)
+    return metrics.expose() + site.ledger_figures.now()
 
 
 ROUTES = [

@@ -29,6 +29,7 @@ from workers.console import headers
 from workers.console.activity import Activity
 from workers.console.guessing import Guesses
 from workers.console.health import Health
+from workers.console.latest import Latest
 from workers.console.operators import Operator, Operators
 from workers.console.refusals import Refusals
 from workers.console.render import Renderer
@@ -71,6 +72,7 @@ class Site:
     refusals: Refusals
     activity: Activity
     health: Health
+    ledger_figures: Latest[bytes]
     renderer: Renderer
 
     @property
