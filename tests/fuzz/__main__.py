@@ -1,19 +1,23 @@
 """``python -m tests.fuzz [--seconds N | --runs N] [target ...]``: looks for bytes that break a target.
 
 libFuzzer, through atheris, changes the seeds so that they reach further into our code.
-Each target runs in a process of its own, one after the other, and gets its share of the time. What breaks one is left
-in `--findings` with the traceback on the terminal: mend it, and put the file into ``tests/fuzz/findings/TARGET/``.
+Each target runs in a process of its own, as many at a time as there are cores, and gets its share of the time. What
+breaks one is left in `--findings` with the traceback on the terminal: mend it, and put the file into
+``tests/fuzz/findings/TARGET/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     wanted = _wanted(arguments)
     outcomes = []
     print(f"{'target':24}{'runs':>12}{'edges':>8}")
-    for name in wanted.targets:
-        outcome = _fuzz(name, wanted)
-        print(f"{name:24}{outcome.runs:12,}{outcome.covered:8,}  {'FOUND' if outcome.found else ''}", flush=True)
-        outcomes.append(outcome)
+    with ThreadPoolExecutor(wanted.at_once) as pool:
+        for outcome in pool.map(partial(_fuzz, wanted=wanted), wanted.targets):
+            found = "FOUND" if outcome.found else ""
+            print(f"{outcome.target:24}{outcome.runs:12,}{outcome.covered:8,}  {found}", flush=True)
+            outcomes.append(outcome)
     print(f"{'all':24}{sum(outcome.runs for outcome in outcomes):12,}")
     if wanted.json:
         wanted.json.write_text(json.dumps([outcome._asdict() for outcome in outcomes], indent=1) + "\n")
@@ -62,8 +67,9 @@ def _wanted(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description="Looks for bytes that break a reader.")
     parser.add_argument("targets", nargs="*", metavar="target", help=f"one of {', '.join(TARGETS)}; all without one")
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--seconds", type=int, help="in all (60)")
+    amount.add_argument("--seconds", type=int, help="of fuzzing in all (60)")
     amount.add_argument("--runs", type=int, help="of each target")
+    parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)), help="targets (one for each core)")
     parser.add_argument("--corpus", type=Path, help="a folder that keeps what reached further, for the next run")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="where findings are left")
     parser.add_argument("--json", type=Path, help="where the figures go")
