@@ -100,6 +100,8 @@ class Daily:
         self._steps: Iterator[Step] | None = None
         self._purged: dict[str, int] = {}
         self._asked = any(period is not None for period in _periods(settings.retention))
+        for task in purging.due(settings.retention, datetime.now(UTC)):
+            metrics.PURGED.labels(task.what)
 
     def __call__(self, redis: Redis, worker: str) -> None:
         """Does a slice, when it is this worker's turn. Raises `RedisError` only."""

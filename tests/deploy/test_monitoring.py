@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,15 +23,19 @@ pytestmark = pytest.mark.xdist_group("monitoring")
 
 RUNBOOK = (FOLDER.parent / "RUNBOOK.md").read_text()
 ALERTS = re.findall(r"^      - alert: (\w+)$", RULES.read_text(), re.MULTILINE)
-NEEDS_HISTORY = frozenset[str]()
-"""Recorded figures that are empty in an installation of some seconds."""
+DASHBOARD = json.loads((FOLDER.parent / "grafana" / "postback.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES = {"$provider": ".*", "$facility": ".*", "$__rate_interval": "1m"}
+"""As Grafana fills them in when nothing is chosen."""
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """With something of everything that is counted."""
-    with installed(tmp_path_factory.mktemp("watched"), receive="processes = 2") as here:
+    folder = tmp_path_factory.mktemp("watched")
+    with installed(folder, receive="processes = 2", store='[retention]\nbodies = "400d"') as here:
         traffic(here)
+        assert here.client.get("/return/debitsuccess/gym?Status=Success&Token=T1").status_code == 200
         assert notify(here, quickstream("1", amount="1.00")).status_code == 200
         assert notify(here, quickstream("2", successFlag="false")).json()["status"] == "quarantined"
         assert notify(here, quickstream("3"), credentials=basic("acme", "x")).status_code == 403
@@ -111,8 +118,7 @@ def test_the_rules_can_be_evaluated(running: Installation, prometheus: Prometheu
 
     def all_there() -> bool:
         traffic(running)
-        empty = [name for name in recorded if name not in NEEDS_HISTORY and not prometheus.query(name)]
-        assert empty == []
+        assert [name for name in recorded if not prometheus.query(name)] == []
         return True
 
     eventually(all_there, 30, "every recorded figure")
@@ -138,3 +144,42 @@ def test_both_ports_show_the_same_counters(running: Installation) -> None:
         return line
 
     eventually(lambda: counted(running.port) == counted(running.console_port), what="the same figure")
+
+
+def test_the_dashboard_asks_for_what_is_there(running: Installation, prometheus: Prometheus, exposed: Exposed) -> None:
+    recorded = {rule["name"] for rule in prometheus.rules() if rule["type"] == "recording"}
+    for panel in PANELS:
+        for query in queries(panel):
+            assert exposed.lacks(query) == [], panel["title"]
+            assert set(re.findall(r"postback:[\w:]+", query)) <= recorded
+
+    def all_there() -> bool:
+        traffic(running)
+        assert [panel["title"] for panel in PANELS if not all(map(prometheus.query, queries(panel)))] == []
+        return True
+
+    eventually(all_there, 30, "a figure in every panel")
+
+
+def queries(panel: dict[str, Any]) -> list[str]:
+    found = [target["expr"] for target in panel["targets"]]
+    for name, value in VARIABLES.items():
+        found = [query.replace(name, value) for query in found]
+    assert found
+    assert "$" not in "".join(found), panel["title"]
+    return found
+
+
+def test_every_panel_says_what_it_shows_and_has_its_place() -> None:
+    assert len(PANELS) > 20
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert len({panel["title"] for panel in PANELS}) == len(PANELS)
+    for panel in PANELS:
+        assert panel["description"].endswith("."), panel["title"]
+        for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for one, other in combinations([panel["gridPos"] for panel in DASHBOARD["panels"]], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below, (one, other)
+        assert max(one["x"] + one["w"], other["x"] + other["w"]) <= 24
