@@ -38,7 +38,9 @@ SMUGGLED = HEAD + LENGTH + b"\r\n" + FIELDS + HIDDEN
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    receive = 'body_timeout = 1\nmax_connections = 30\ntrusted_proxies = ["127.0.0.2/32"]'
+    receive = (
+        'body_timeout = 1\nmax_connections = 30\nmax_connections_per_address = 12\ntrusted_proxies = ["127.0.0.2/32"]'
+    )
     with installed(tmp_path_factory.mktemp("wire"), receive=receive) as running:
         yield running
         receipts = receipts_kept_after(running, b"7999999999")
@@ -300,10 +302,14 @@ def test_what_the_headers_refuse_needs_no_body(installation: Installation) -> No
         assert statuses(everything(connection)) == [413]
 
 
+# How many connections, of real sockets from several addresses.
+
+
 def test_a_full_house_hangs_up_on_who_says_nothing_and_hears_who_does(installation: Installation) -> None:
+    before = closed(installation, "all")
     with ExitStack() as stack:
-        silent = [stack.enter_context(connect(installation)) for _ in range(20)]
-        slow = [stack.enter_context(connect(installation)) for _ in range(20)]
+        silent = open_from(installation, stack, *[f"127.0.0.{last}" for last in (11, 12)] * 10)
+        slow = open_from(installation, stack, *[f"127.0.0.{last}" for last in (13, 14)] * 10)
         for connection in slow:
             with suppress(ConnectionError):
                 connection.sendall(START)
@@ -311,7 +317,43 @@ def test_a_full_house_hangs_up_on_who_says_nothing_and_hears_who_does(installati
             assert statuses(talk(installation, GOOD)) == [200]
         silent[0].settimeout(20)
         assert everything(silent[0]) == b""
+    assert closed(installation, "all") - before >= 10
+
+
+def test_an_address_that_opens_too_many_hangs_up_on_its_own(installation: Installation) -> None:
+    before = closed(installation, "address")
+    with ExitStack() as stack:
+        (neighbour,) = open_from(installation, stack, "127.0.0.22")
+        silent = open_from(installation, stack, *["127.0.0.21"] * 20)
+        assert statuses(talk(installation, GOOD, "127.0.0.21")) == [200]
+        # The first ones went, the last ones are still there, and so is the neighbour, who was there before all.
+        assert everything(silent[0]) == b""
+        assert alive(silent[-1])
+        assert alive(neighbour)
+    assert closed(installation, "address") - before >= 9
+
+
+def test_a_proxy_of_ours_may_open_as_many_as_there_are(installation: Installation) -> None:
+    before = closed(installation, "address")
+    with ExitStack() as stack:
+        of_proxy = open_from(installation, stack, *["127.0.0.2"] * 20)
+        assert all(map(alive, of_proxy))
+    assert closed(installation, "address") == before
+
+
+def open_from(installation: Installation, stack: ExitStack, *sources: str) -> list[socket.socket]:
+    return [stack.enter_context(connect(installation, source)) for source in sources]
+
+
+def alive(connection: socket.socket) -> bool:
+    """Whether it is heard."""
+    with suppress(ConnectionError):
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+        return connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+    return False
+
+
+def closed(installation: Installation, why: str) -> int:
     figures = installation.client.get("/metrics").text
-    closed = re.search(r'postback_connections_closed_total\{why="all"\} (\d+)', figures)
-    assert closed is not None
-    assert int(closed[1]) >= 10
+    found = re.search(rf'postback_connections_closed_total\{{why="{why}"\}} (\d+)', figures)
+    return int(found[1]) if found else 0
