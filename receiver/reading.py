@@ -48,15 +48,17 @@ class Fields:
 
     __slots__ = ("_first", "repeated")
 
-    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
-        first = dict(pairs)
+    def __init__(self, pairs: Sequence[Sequence[str]]) -> None:
+        """Of each of `pairs` the first is the name and the last the value, as `str.partition` has them as well."""
+        first = {pair[0]: pair[-1] for pair in pairs}
         repeated: dict[str, list[str]] = {}
         if len(first) < len(pairs):
-            for name, value in pairs:
-                repeated.setdefault(name, []).append(value)
+            for pair in pairs:
+                repeated.setdefault(pair[0], []).append(pair[-1])
             repeated = {name: values for name, values in repeated.items() if len(values) > 1}
             first |= {name: values[0] for name, values in repeated.items()}
-        if len(max(first, key=len, default="")) > MAX_NAME:
+        # All names together are seldom as long as one may be.
+        if len("".join(first)) > MAX_NAME and max(map(len, first)) > MAX_NAME:
             raise Quarantined(Reason.UNREADABLE_BODY, f"a name is longer than {MAX_NAME} characters")
         self._first = first
         self.repeated = repeated
@@ -69,6 +71,13 @@ class Fields:
         if self.repeated and len(set(self.repeated.get(name, ()))) > 1:
             raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs with different values")
         return self._first.get(name, "").strip()
+
+    def texts(self, names: Iterable[str]) -> list[str]:
+        """What `get` gives for each of `names`."""
+        if self.repeated:
+            return [self.get(name) for name in names]
+        first = self._first
+        return [first.get(name, "").strip() for name in names]
 
     def need(self, name: str) -> str:
         """The field's value; raises `Quarantined` when it is absent or blank."""
@@ -98,19 +107,25 @@ def form(body: bytes) -> Fields:
     """Fields of an ``application/x-www-form-urlencoded`` body in UTF-8. Blank values count."""
     try:
         text = body.decode()
-        if "\0" in text or "%00" in text:
+        # Most forms escape nothing but the colons of a time, and a colon makes no escape with what is around it.
+        text = text.replace("+", " ").replace("%3A", ":")
+        escaped = "%" in text
+        if "\0" in text or (escaped and "%00" in text):
             raise Quarantined(Reason.UNREADABLE_BODY, "the form has a NUL character")
-        parts = text.replace("+", " ").split("&")
+        parts = text.split("&")
         if len(parts) > MAX_FIELDS:
             raise Quarantined(Reason.UNREADABLE_BODY, f"the form has more than {MAX_FIELDS} fields")
-        return Fields([_unquoted(part) if "%" in part else part.partition("=")[::2] for part in parts if part])
+        pairs = [part.partition("=") for part in parts if part]
+        if escaped:
+            pairs = [_unescaped(pair) if "%" in pair[0] or "%" in pair[2] else pair for pair in pairs]
+        return Fields(pairs)
     except UnicodeDecodeError:
         raise Quarantined(Reason.UNREADABLE_BODY, "the form is not UTF-8") from None
 
 
-def _unquoted(part: str) -> tuple[str, str]:
-    name, _, value = part.partition("=")
-    return unquote_to_bytes(name).decode(), unquote_to_bytes(value).decode()
+def _unescaped(pair: tuple[str, str, str]) -> tuple[str, str, str]:
+    name, sign, value = pair
+    return unquote_to_bytes(name).decode(), sign, unquote_to_bytes(value).decode()
 
 
 def xml(body: bytes) -> tuple[str, Fields]:

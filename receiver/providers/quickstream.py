@@ -69,6 +69,7 @@ _CORE = frozenset(
         "successFlag",
     }
 )
+_BELIEVED = ("receiptNumber", "communityCode", "supplierBusinessCode", "summaryCode", "successFlag", "surchargeAmount")
 _IDENTIFIERS = ("receiptNumber", "communityCode", "paymentAmount", "surchargeAmount")
 # A row of the settlement file is kept with this header. `kept_headers` has no such name, so that no request brings it.
 ROW_HEADER = "community-code"
@@ -110,7 +111,7 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
         return quickstream_settlement.identify(message, endpoint)
     fields = _read(message)
     _believe(fields, endpoint)
-    return Identity(payment_id_of(fields), "payment", digest(*[fields.get(name) for name in _CONTENT]))
+    return Identity(payment_id_of(fields), "payment", digest(*fields.texts(_CONTENT)))
 
 
 def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
@@ -184,25 +185,22 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     for name in fields.repeated:
         if name in _CORE:
             fields.get(name)  # raises for two different values
-    if not fields.get("receiptNumber"):
+    receipt, community, business, summary, success, surcharge = fields.texts(_BELIEVED)
+    if not receipt:
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
-    if len(payment_id_of(fields)) > MAX_KEY:
+    if len(receipt) + len(community) >= MAX_KEY and len(payment_id_of(fields)) > MAX_KEY:
         raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
-    if fields.need("supplierBusinessCode") not in endpoint.supplier_business_codes:
+    if (business or fields.need("supplierBusinessCode")) not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
-    if fields.get("communityCode") != (endpoint.community_code or fields.get("communityCode")):
+    if endpoint.community_code and community != endpoint.community_code:
         raise Quarantined(Reason.OTHER_BUSINESS, "communityCode is not this endpoint's")
-    summary = fields.need("summaryCode")
-    if summary not in EFFECTS:
+    if (summary or fields.need("summaryCode")) not in EFFECTS:
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "summaryCode is none of 0, 1, 2 and 3")
-    success = fields.get("successFlag").lower()
-    if success and success != ("true" if summary == "0" else "false"):
+    if success and success.lower() != ("true" if summary == "0" else "false"):
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "successFlag and summaryCode disagree")
-    amounts = [minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount")]
-    if surcharge := fields.get("surchargeAmount"):
-        amounts.append(minor_from_text(surcharge, 2, "surchargeAmount"))
-    if min(amounts) < 0:
+    amount = minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount")
+    if amount < 0 or (surcharge and minor_from_text(surcharge, 2, "surchargeAmount") < 0):
         # Only refunds in the Cash Applied File are negative; a notification of one is nowhere described.
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "an amount is negative")
 
