@@ -25,17 +25,20 @@ def new_id(now_us: int) -> str:
     global _last
     at = now_us // 1000
     with _one_id_at_a_time:
-        ms, number = _last
-        # The first bit is left free, so that counting never overflows.
-        number = number + 1 if ms == at else int.from_bytes(os.urandom(10), "big") >> 7
-        _last = (at, number)
-    value = at << 80 | 0x7 << 76 | number >> 62 << 64 | 0b10 << 62 | number & (1 << 62) - 1
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        ms, beginning, number = _last
+        if ms == at:
+            number += 1
+        else:
+            random = int.from_bytes(os.urandom(10), "big")
+            # The first bit of the last 62 is left free, so that counting never overflows.
+            beginning, number = f"{at >> 16:08x}-{at & 0xFFFF:04x}-7{random >> 68:03x}-", random & (1 << 61) - 1
+        _last = (at, beginning, number)
+    end = f"{0b10 << 62 | number:016x}"
+    return f"{beginning}{end[:4]}-{end[4:]}"
 
 
-_last = (-1, 0)
-"""Millisecond and random part of the newest id."""
+_last = (-1, "", 0)
+"""Of the newest id the millisecond, its text up to the last 16 digits, and the 62 bits that are counted."""
 _one_id_at_a_time = threading.Lock()
 
 

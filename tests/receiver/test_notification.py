@@ -91,7 +91,7 @@ def test_all_random_bits_of_an_id_are_random() -> None:
     for number in numbers:
         ones |= number
         zeros |= ~number
-    random_bits = (0x7FF << 64) | ((1 << 62) - 1)
+    random_bits = (0xFFF << 64) | ((1 << 61) - 1)
     assert ones & random_bits == random_bits
     assert zeros & random_bits == random_bits
 
