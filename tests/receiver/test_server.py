@@ -1,5 +1,4 @@
-"""The server's side of a connection: what it writes at one moment leaves in one piece, in order, and before the end.
-What it reads has bounds."""
+"""The server's side of a connection: an answer leaves in one piece, what is read has bounds, and so has every wait."""
 
 from __future__ import annotations
 
@@ -15,47 +14,7 @@ from uvicorn.server import ServerState
 
 from receiver import metrics, server
 from receiver.door import Door
-from receiver.server import Connection, WholeAnswers
-
-
-class Wire:
-    def __init__(self) -> None:
-        self.seen: list[bytes | str] = []
-
-    def write(self, data: bytes) -> None:
-        self.seen.append(data)
-
-    def close(self) -> None:
-        self.seen.append("closed")
-
-    def is_closing(self) -> bool:
-        return "closed" in self.seen
-
-
-def test_what_is_written_at_one_moment_is_one_piece() -> None:
-    async def scenario() -> list[Any]:
-        wire = Wire()
-        transport = WholeAnswers(cast(Any, wire), asyncio.get_running_loop())
-        transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        transport.write(b"")
-        transport.write(b"body")
-        await asyncio.sleep(0)
-        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await asyncio.sleep(0)
-        assert not transport.is_closing()
-        transport.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-        transport.write(b"{}")
-        transport.close()
-        await asyncio.sleep(0)
-        assert transport.is_closing()
-        return wire.seen
-
-    assert asyncio.run(scenario()) == [
-        b"HTTP/1.1 200 OK\r\n\r\nbody",
-        b"HTTP/1.1 100 Continue\r\n\r\n",
-        b"HTTP/1.1 403 Forbidden\r\n\r\n{}",
-        "closed",
-    ]
+from receiver.server import Connection
 
 
 async def measured(scope: Any, receive: Any, send: Any) -> None:
@@ -73,12 +32,14 @@ async def measured(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def listening(app: Any = None, door: Door | None = None) -> AsyncIterator[int]:
-    config = uvicorn.Config(app or measured, ws="none", log_config=None, timeout_keep_alive=60)
+async def listening(
+    app: Any = None, door: Door | None = None, kind: type[Connection] = Connection, idle: int = 60
+) -> AsyncIterator[int]:
+    config = uvicorn.Config(app or measured, ws="none", access_log=False, log_config=None, timeout_keep_alive=idle)
     config.load()
     state, door = ServerState(), door or Door(1000, 1000)
     loop = asyncio.get_running_loop()
-    serving = await loop.create_server(lambda: Connection(config, state, {}, door=door), "127.0.0.1", 0)
+    serving = await loop.create_server(lambda: kind(config, state, {}, door=door), "127.0.0.1", 0)
     try:
         yield serving.sockets[0].getsockname()[1]
     finally:
@@ -155,6 +116,131 @@ def test_small_pieces_of_a_body_and_requests_that_come_together_are_no_large_hea
     chunked, together = asyncio.run(scenario())
     assert chunked.endswith(b"\r\n\r\n100000")
     assert together.count(b"200 OK") == 5001
+
+
+def answering(*messages: dict[str, Any], fault: Exception | None = None) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for message in messages:
+            await send(message)
+        if fault:
+            raise fault
+
+    return app
+
+
+def begun(*headers: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": list(headers)}
+
+
+def piece(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+LENGTH = (b"content-length", b"4")
+
+
+@pytest.mark.parametrize(
+    ("request_", "messages", "head", "rest"),
+    [
+        pytest.param(
+            GET + b"\r\n" + GET + CLOSE, (begun(LENGTH), piece(b"word")), b"HTTP/1.1 200 OK", b"word", id="usual"
+        ),
+        pytest.param(
+            b"HEAD / HTTP/1.1\r\nHost: h\r\n" + CLOSE, (begun(LENGTH), piece(b"word")), b"200 OK", b"", id="HEAD"
+        ),
+        pytest.param(
+            b"GET / HTTP/1.0\r\n\r\n", (begun(LENGTH), piece(b"word")), b"connection: close", b"word", id="1.0"
+        ),
+        pytest.param(GET + CLOSE, (begun(), piece(b"word")), b"chunked", b"4\r\nword\r\n0\r\n\r\n", id="no length"),
+        pytest.param(
+            GET + CLOSE, (begun(LENGTH), piece(b"wo", more=True), piece(b"rd")), b"200 OK", b"word", id="pieces"
+        ),
+        pytest.param(
+            GET + b"\r\n",
+            (begun(LENGTH, (b"connection", b"close")), piece(b"word")),
+            b"connection: close",
+            b"word",
+            id="close",
+        ),
+        pytest.param(
+            GET + b"Expect: 100-continue\r\n" + CLOSE,
+            (begun(LENGTH), piece(b"word")),
+            b"100 Continue",
+            b"word",
+            id="expect",
+        ),
+    ],
+)
+def test_answers_of_all_shapes(request_: bytes, messages: Any, head: bytes, rest: bytes) -> None:
+    async def scenario() -> bytes:
+        async with listening(answering(*messages)) as port:
+            return await sent(port, request_)
+
+    answer = asyncio.run(scenario())
+    assert head in answer
+    assert answer.endswith(b"\r\n\r\n" + rest)
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        pytest.param((), b"HTTP/1.1 500 ", id="nothing was sent"),
+        pytest.param((begun(LENGTH),), b"HTTP/1.1 500 ", id="only the start"),
+        pytest.param((begun(LENGTH), piece(b"wo", more=True)), b"HTTP/1.1 200 OK", id="a part of the body"),
+        pytest.param(
+            (begun((b"x-a", b"1\r\nx-b: 2"), LENGTH), piece(b"word")), b"HTTP/1.1 500 ", id="a header that is two"
+        ),
+        pytest.param((begun(LENGTH), piece(b"words")), b"HTTP/1.1 200 OK", id="more than it said"),
+    ],
+)
+@pytest.mark.parametrize("fault", [None, RuntimeError("broken")])
+def test_an_application_that_fails_ends_the_connection(messages: Any, expected: bytes, fault: Exception | None) -> None:
+    async def scenario() -> bytes:
+        async with listening(answering(*messages, fault=fault)) as port:
+            return await sent(port, GET + b"\r\n")
+
+    answer = asyncio.run(scenario())
+    assert answer.startswith(expected)
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_an_answer_is_one_write() -> None:
+    writes: list[bytes] = []
+
+    class Wire(asyncio.Transport):
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self._transport = transport
+
+        def write(self, data: Any) -> None:
+            writes.append(bytes(data))
+            self._transport.write(data)
+
+        def __getattribute__(self, name: str) -> Any:
+            own = name in ("write", "_transport")
+            return object.__getattribute__(self, name) if own else getattr(self._transport, name)
+
+    class Watched(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(Wire(cast(asyncio.Transport, transport)))
+
+    async def scenario() -> None:
+        async with listening(kind=Watched) as port:
+            await sent(port, GET + b"\r\n" + GET + b"\r\n" + GET + CLOSE)
+
+    asyncio.run(scenario())
+    assert len(writes) == 4  # The last one says that it is the last, which takes the longer way.
+    assert all(write.startswith(b"HTTP/1.1 200 OK\r\n") and write.endswith(b"\r\n\r\n0") for write in writes[:2])
+
+
+def test_a_connection_that_is_idle_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_WITHIN", 0.02)
+
+    async def scenario() -> bytes:
+        async with listening(idle=0) as port:
+            return await sent(port, GET + b"\r\n")
+
+    assert asyncio.run(scenario()).endswith(b"\r\n\r\n0")
 
 
 def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
