@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ LOOKED_THROUGH = 1000
 digits, which would take a tenth of a second."""
 
 _USUAL_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json", "application/xml", "text/xml", ""})
+_NOBODY = TrustedProxies(())
 _NOTHING: Mapping[str, int] = {}
 _JSON = (b"content-type", b"application/json")
 _CLOSE = (b"connection", b"close")
@@ -51,6 +53,8 @@ class Route:
     endpoint: Endpoint
     provider: Provider
     sources: AllowedSources
+    direct: Callable[[str | None], str]
+    """The address, as it is shown, of a peer that is no proxy. Raises `Refused`."""
     proposed: AllowedSources | None
     """A list on trial."""
     outside: Any
@@ -138,6 +142,9 @@ class Accept:
         return route
 
     def _source(self, scope: Any, route: Route) -> str:
+        if not self._proxies:
+            peer = scope["client"]
+            return route.direct(peer[0] if peer else None)
         address = self._client(scope)
         route.sources.require(address)
         return shown(address)
@@ -162,7 +169,9 @@ class Accept:
                     # Of two, one would be checked and the other might be used.
                     raise Refused(Reason.REQUEST_MALFORMED, f"The {name} header occurs twice.")
                 headers[name] = value.decode("latin-1")
-        visit.content_type = headers.pop("content-type", "").partition(";")[0].strip().lower()
+        visit.content_type = headers.pop("content-type", "")
+        if visit.content_type not in _USUAL_TYPES:
+            visit.content_type = visit.content_type.partition(";")[0].strip().lower()
         visit.size = _length(headers.pop("content-length", None))
         message = Message(visit.content_type, headers, b"")
         route.provider.check_headers(message, route.endpoint)
@@ -427,11 +436,20 @@ def _route(endpoint: Endpoint) -> Route:
         for status in ("accepted", "quarantined", "held")
     ]
     sources = AllowedSources(allowed_networks(endpoint, provider))
+
+    @lru_cache(maxsize=4096)
+    def direct(peer: str | None) -> str:
+        address = _NOBODY.client(peer, ())
+        sources.require(address)
+        return shown(address)
+
     proposed = None
     if endpoint.proposed_sources is not None:
         proposed = AllowedSources(networks(endpoint.proposed_sources, "proposed_sources"))
     outside = metrics.OUTSIDE_PROPOSED.labels(endpoint.provider, endpoint.facility)
-    return Route(endpoint, provider, sources, proposed, outside, {name.encode(): name for name in names}, *counts)
+    return Route(
+        endpoint, provider, sources, direct, proposed, outside, {name.encode(): name for name in names}, *counts
+    )
 
 
 def _length(text: str | None) -> int:

@@ -84,16 +84,15 @@ def build(settings: Settings) -> Application:
     rest.state.inbox = inbox
     rest.state.seal = Seal(settings.security.seal_keys, "expectation")
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    def app(scope: Any, receive: Any, send: Any) -> Awaitable[None]:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/notify/"):
-            await accept(scope, receive, send)
-        elif scope["type"] == "http" and scope["raw_path"].startswith(PREFIX):
-            await returns(scope, receive, send)
-        elif scope["type"] == "http":
+            return accept(scope, receive, send)
+        if scope["type"] == "http" and scope["raw_path"].startswith(PREFIX):
+            return returns(scope, receive, send)
+        if scope["type"] == "http":
             # As sent, undecoded, as for the others: a rule of a proxy for /expect/ holds for all that gets there.
-            await rest({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
-        else:
-            await rest(scope, receive, send)
+            return rest({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
+        return rest(scope, receive, send)
 
     def use(settings: Settings) -> None:
         metrics.begin(settings.endpoint)
