@@ -37,6 +37,7 @@ CLIENTS_LEAVE_WITHIN = 3.0
 that closes idle connections sooner never sends a request into one that is just being closed."""
 FIRST_REQUEST_WITHIN = 1.0
 """Seconds in which a connection that came at the last moment must have begun its request."""
+_CLOSE = (b"connection", b"close")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _LONGEST_KNOWN = 200
 """Bytes of a target that is read only once."""
@@ -358,8 +359,8 @@ class Cycle(RequestResponseCycle):
             await super().send(message)
 
     def _send_whole(self, start: Any, message: Any) -> bool:
-        """Whether this was the whole of an answer after which the connection goes on."""
-        if message.get("more_body") or not self.keep_alive or self.scope["method"] == "HEAD":
+        """Whether this was the whole of an answer, which is one write then."""
+        if message.get("more_body") or self.scope["method"] == "HEAD":
             return False
         if self.disconnected or self.flow.write_paused or self.access_log:
             return False
@@ -368,14 +369,21 @@ class Cycle(RequestResponseCycle):
             name, value = header
             if name == b"content-length":
                 length = int(value)
+            elif header == _CLOSE:
+                self.keep_alive = False
+                continue
             elif name == b"connection" or name == b"transfer-encoding":
                 return False
             parts.append(_line(header))
         if length != len(body):
             return False
+        if not self.keep_alive:
+            parts.append(_line(_CLOSE))
         self.response_started = self.response_complete = True
         self.message_event.set()
         self.transport.write(b"".join((*parts, b"\r\n", body)))
+        if not self.keep_alive:
+            self.transport.close()
         self.on_response()
         return True
 
