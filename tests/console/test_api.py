@@ -279,9 +279,13 @@ def test_attention_is_settled_and_reopened(client: Client) -> None:
     problem(client.post("/attention/resolve", body, "viewer"), 403, "role_refused")
     assert client.post("/attention/resolve", body).json() == {"settled": 1}
     problem(client.post("/attention/ignore", body), 409, "state_changed")
+    shown = client.get(f"/notifications/{first['subject']}").json()
+    assert shown["attention"]["failed"]["reason"] == "asked the bank"
+    assert [each["what"] for each in shown["timeline"]] == ["received", "failed", "resolved"]
     (settled,) = client.get("/attention?kind=failed&settled=true").json()["items"]
     assert settled["resolution"]["operator"] == "shop-operator"
     assert client.post("/attention/reopen", body).json() == {"reopened": 1}
+    assert client.get(f"/notifications/{first['subject']}").json()["attention"] == {"failed": None}
     assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
 
 

@@ -195,8 +195,25 @@ def test_settling(filled: Browser) -> None:
     assert (done.status_code, done.headers["location"]) == (303, "/")
     assert filled.post("/attention/settle", {**given, "verdict": "ignored", "reason": "a test"}).status_code == 409
     assert "a test" in filled.get("/attention?kind=failed&settled=1").text
+    shown = filled.get(f"/notifications/{subject.rpartition('/')[2]}").text
+    assert re.search(r'<li class="ignored">.*by oscar: a test', shown)
     reopened = filled.post("/attention/reopen", {**given, "reason": "not yet"})
     assert reopened.headers["location"] == "/attention?kind=failed"
+
+
+def test_a_mismatch_is_settled_where_it_is_seen(browser: Browser) -> None:
+    said = event(payment_id="p/1", partial=True, amount=999, currency="AUD")
+    Ledger(browser.site.engine).record([processed("k", said, id=new_id(now_us()))])
+    browser.sign_in("oscar")
+    where = "/payments/checkout/main?id=p%2F1"
+    page = browser.get(where).text
+    assert "settle it, with a reason" in page
+    _, _, form = page.partition('action="/attention/settle"')
+    fields = dict(re.findall(r'name="(token|kind|subject|back)" value="([^"]+)"', form))
+    done = browser.post("/attention/settle", {**fields, "verdict": "resolved", "reason": "a discount"})
+    assert (done.status_code, done.headers["location"]) == (303, where)
+    assert "by oscar" in browser.get(where).text
+    assert "settle it, with a reason" not in browser.get(where).text
 
 
 def test_amounts_keep_their_spaces(browser: Browser) -> None:

@@ -50,6 +50,8 @@ class NotificationDetail(Notification, frozen=True):
     event: dict[str, Any] | None
     repeats: list[dict[str, Any]]
     timeline: list[dict[str, Any]]
+    attention: dict[str, dict[str, Any] | None]
+    """Each kind for which it needs a person, with how that was settled, or null while it is open."""
 
 
 class Payment(_Object, frozen=True):
@@ -84,6 +86,8 @@ class PaymentDetail(Payment, frozen=True):
     differs: list[str]
     returns: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    attention: dict[str, dict[str, Any] | None]
+    """A mismatch, as of a notification."""
 
 
 class PaymentPage(_Object, frozen=True):

@@ -9,14 +9,14 @@ from receiver import refusals as refused
 from receiver.errors import NotDone, Reason
 from workers import attention as needing
 from workers import audit as trail
+from workers import showing
 from workers.console.api import asked
 from workers.console.api.operation import Call
-from workers.ledger import details, pages, queries
+from workers.ledger import pages
 from workers.ledger import replays as replaying
 from workers.ledger.pages import NotificationPlace, Page
 from workers.ledger.reconciliations import list_reconciliations, show_reconciliation
 from workers.ledger.rows import storable
-from workers.ledger.timeline import timeline
 
 _HIGHEST_NUMBER = 15
 """Digits of the number of an audit entry."""
@@ -29,10 +29,10 @@ def notifications(call: Call) -> dict[str, Any]:
 
 def notification(call: Call) -> dict[str, Any]:
     with call.ledger() as connection:
-        found = queries.show_notification(connection, call.path["id"], call.site.bodies)
-        if found is None:
-            raise NotDone(Reason.UNKNOWN_ID, "There is no notification with this id.")
-        return found | {"timeline": timeline(connection, found["id"])}
+        found = showing.notification(connection, call.path["id"], call.site.bodies)
+    if found is None:
+        raise NotDone(Reason.UNKNOWN_ID, "There is no notification with this id.")
+    return found
 
 
 def payments(call: Call) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def payments(call: Call) -> dict[str, Any]:
 def payment(call: Call) -> dict[str, Any]:
     path = call.path
     with call.ledger() as connection:
-        found = details.payment(connection, path["provider"], path["facility"], path["payment_id"])
+        found = showing.payment(connection, path["provider"], path["facility"], path["payment_id"])
     if found is None:
         raise NotDone(Reason.UNKNOWN_ID, "No payment of this endpoint has this id.")
     return found
