@@ -82,7 +82,8 @@ def test_one_of_each(client: Client) -> None:
     payment = client.get(f"/payments/{conflict['provider']}/{conflict['facility']}/p/0").json()
     assert payment["amount"] == "12.50"
     assert len(payment["events"]) == 1
-    assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
+    needing = client.get("/attention?kind=failed").json()
+    assert (needing["counts"]["failed"], needing["means"][:16]) == (3, "A fault of ours:")
     assert client.get("/health").json()["database"]["status"] == "up"
     for path in ("/refusals", "/replays", "/audit", "/reconciliations"):
         assert client.get(path).json()["items"] == []

@@ -129,6 +129,9 @@ class Needing(_Object, frozen=True):
 class AttentionPage(_Object, frozen=True):
     counts: dict[str, int]
     """Of every kind, how many need attention now."""
+    means: str
+    """What this kind means, and what to `do`, in words for people."""
+    do: str
     items: list[Needing]
     next: str | None
 

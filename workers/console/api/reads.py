@@ -86,7 +86,8 @@ def attention(call: Call) -> dict[str, Any]:
             cursor=asked.given(query.cursor),
             limit=query.limit,
         )
-        return {"counts": needing.counts(connection), "items": found.items, "next": found.next}
+        meaning = asdict(needing.MEANINGS[query.kind])
+        return {"counts": needing.counts(connection), **meaning, "items": found.items, "next": found.next}
 
 
 def replays(call: Call) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from starlette.responses import Response
 from receiver.money import text_from_minor
 from workers import showing
 from workers.console import compare
-from workers.console.asking import asked, wanted
+from workers.console.asking import asked, given, wanted
+from workers.console.exporting import file_of
 from workers.console.site import Trouble, Visit
+from workers.export import Format
 from workers.ledger import details, pages, queries
 
 SHOWN = 50
@@ -22,6 +24,15 @@ def listed(visit: Visit) -> Response:
     with visit.ledger() as connection:
         found = pages.page_notifications(connection, wanted(ask, SHOWN), visit.asked("after") or None)
     return visit.page("notifications.html", ask=ask, found=found, after=visit.asked("after"))
+
+
+def exported(visit: Visit) -> Response:
+    """All that fits, as a file; a form, as the audit trail notes it."""
+    form = visit.given("format")
+    if form not in list(Format):
+        raise Trouble(400, "There is no such format", f"It is one of {', '.join(Format)}.")
+    fits = wanted(given(visit, queries.NOTIFICATION_STATES), None)
+    return file_of(visit.site.engine, visit.site.audit, visit.actor, fits, Format(form), visit.given("reason"))
 
 
 def shown(visit: Visit) -> Response:
