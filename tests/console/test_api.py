@@ -129,6 +129,8 @@ def test_every_refusal_is_on_one_page(client: Client, redis: Redis) -> None:
     sizes, cursor = [], ""
     while True:
         page = client.get(f"/refusals?limit=2&reason=source_refused{cursor}").json()
+        assert page["total"] == sum(each["refused"] for each in page["counts"])
+        assert page["counts"][0] == page["counts"][0] | {"reason": "source_refused", "facility": "main"}
         sizes.append([each["size"] for each in page["items"]])
         if page["next"] is None:
             break

@@ -108,7 +108,17 @@ class Refusal(_Object, frozen=True):
     content_type: str
 
 
+class RefusalCount(_Object, frozen=True):
+    reason: str
+    provider: str
+    facility: str
+    refused: int
+
+
 class RefusalPage(_Object, frozen=True):
+    total: int
+    """Of all that are kept, as `counts` is."""
+    counts: list[RefusalCount]
     items: list[Refusal]
     """The newest first; the last 10,000 are kept."""
     next: str | None
@@ -234,8 +244,9 @@ class Reconciliation(_Object, frozen=True):
     finished_at: datetime | None
 
 
-class ReconciliationList(_Object, frozen=True):
+class ReconciliationPage(_Object, frozen=True):
     items: list[Reconciliation]
+    next: str | None
 
 
 class ReconciliationDetail(Reconciliation, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from receiver import refusals as refused
@@ -12,6 +12,7 @@ from workers import audit as trail
 from workers import showing
 from workers.console.api import asked
 from workers.console.api.operation import Call
+from workers.console.refusals import counted
 from workers.ledger import pages
 from workers.ledger import replays as replaying
 from workers.ledger.pages import NotificationPlace, Page
@@ -56,13 +57,20 @@ def refusals(call: Call) -> dict[str, Any]:
         before = refused.place(cursor) if cursor is not None else None
     except ValueError:
         raise _no_cursor() from None
+    kept = call.site.refusals.newest_first()
     found = [
         {"place": "{}-{}".format(*place), "refusal": refusal}
-        for place, refusal in call.site.refusals.newest_first(before)
-        if all(value is None or getattr(refusal, name) == value for name, value in wanted.items())
+        for place, refusal in kept
+        if (before is None or place < before)
+        and all(value is None or getattr(refusal, name) == value for name, value in wanted.items())
     ]
     page = _cut(found, call.query.limit, "place")
-    return page | {"items": [refused.shown(each["refusal"]) for each in page["items"]]}
+    counts = [
+        {"reason": reason, "provider": provider, "facility": facility, "refused": number}
+        for (reason, provider, facility), number in counted(each for _, each in kept).most_common()
+    ]
+    items = [refused.shown(each["refusal"]) for each in page["items"]]
+    return {"total": len(kept), "counts": counts, "items": items, "next": page["next"]}
 
 
 def activity(call: Call) -> dict[str, Any]:
@@ -132,9 +140,11 @@ def audit_verdict(call: Call) -> dict[str, Any]:
 def reconciliations(call: Call) -> dict[str, Any]:
     wanted = asked.wanted(call.query)
     if not all(storable(text) for text in (wanted.provider or "", wanted.facility or "")):
-        return {"items": []}
+        return {"items": [], "next": None}
+    before = _place(call.query.cursor)
     with call.ledger() as connection:
-        return {"items": list(list_reconciliations(connection, wanted))}
+        found = list(list_reconciliations(connection, replace(wanted, limit=call.query.limit + 1), before))
+    return _cut(found, call.query.limit, "id")
 
 
 def reconciliation(call: Call) -> dict[str, Any]:
