@@ -24,11 +24,16 @@ MAX_NAME = 255
 """Characters of a field's name, in bodies whose names go on with their values."""
 MAX_DIGITS = 18
 """Of what is read as an integer: more would not fit a 64-bit column."""
+MAX_PARTS = 5000
+"""Commas and brackets of a JSON body whose names may repeat: Python reads these bodies, before they are proven."""
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 # Entities, DTDs, network and huge trees are off: none of the senders uses them, and each has been an attack (XXE,
 # billion laughs). Comments and processing instructions carry no fields.
+# What is refused for its document type is refused before the parser looks, which takes a third of a second for 256 KiB
+# of attribute lists; in an encoding that is no plain text but for NULs, after it.
+_DOCUMENT_TYPE = re.compile(rb"[\xef\xbb\xbf\xfe\xff]*+(?>\s++|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
 _XML = etree.XMLParser(
     resolve_entities=False,
     load_dtd=False,
@@ -133,6 +138,8 @@ def xml(body: bytes) -> tuple[str, Fields]:
 
     XML knows neither U+0000 nor surrogates as characters, so the parser refuses both in any encoding.
     """
+    if b"<!DOCTYPE" in (plain := body.replace(b"\x00", b"")) and _DOCUMENT_TYPE.match(plain):
+        raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     try:
         root = etree.fromstring(body, _XML)
     except (etree.XMLSyntaxError, ValueError):
@@ -157,12 +164,13 @@ def _require_limits(root: Any) -> None:
     """Raises `Quarantined` for elements within elements without end: the parser itself takes 256 levels."""
     level, depth, elements = [root], 0, 0
     while level:
-        level = [inner for element in level for inner in element]
-        depth, elements = depth + 1, elements + len(level)
+        # Counted before one of them is made an object of Python.
+        depth, elements = depth + 1, elements + sum(map(len, level))
         if depth > MAX_DEPTH:
             raise Quarantined(Reason.UNREADABLE_BODY, f"the XML is nested deeper than {MAX_DEPTH} levels")
         if elements > MAX_FIELDS:
             raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
+        level = [inner for element in level for inner in element]
 
 
 def _require_no_mixture(root: Any) -> None:
@@ -230,11 +238,29 @@ def json_object(body: bytes) -> Json:
         raise Quarantined(Reason.UNREADABLE_BODY, "the body is not JSON") from None
     if not isinstance(value, dict):
         raise Quarantined(Reason.UNREADABLE_BODY, "the body is not a JSON object")
-    # The closer look takes ten times as long as the decoder, on the accept side's hot path. Half a surrogate pair was
-    # refused by the decoder already, and U+0000 by all but its escape.
-    if b"\\u0000" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+    # The closer looks take longer than the decoder, on the accept side's hot path. Half a surrogate pair was refused by
+    # the decoder already, and U+0000 by all but its escape.
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _require_depth(value)
+    if b"\\u0000" in body and b"\\u0000" in body.replace(rb"\\", b""):
         _settled(value, MAX_DEPTH, _refuse_unstorable)
     return Json(value)
+
+
+def below(level: Iterable[Any]) -> list[Any]:
+    """The JSON objects and arrays directly within those of `level`."""
+    children = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _require_depth(value: Any) -> None:
+    """Raises `Quarantined` below `MAX_DEPTH` levels of a JSON value."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = below(level)
+        if not level:
+            return
+    raise Quarantined(Reason.UNREADABLE_BODY, f"the JSON is nested deeper than {MAX_DEPTH} levels")
 
 
 def json_pairs(body: bytes) -> list[tuple[str, Any]]:
@@ -243,6 +269,8 @@ def json_pairs(body: bytes) -> list[tuple[str, Any]]:
     What cannot be stored is replaced here and not quarantined: these bodies carry their own proof, so one that is not
     read is refused, and their sender posts once.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
+        raise Quarantined(Reason.UNREADABLE_BODY, f"the JSON has more than {MAX_PARTS} parts")
     try:
         # Decoded here: json would take UTF-16 and surrogates in UTF-8 as well.
         text = body.decode("utf-8-sig")

@@ -12,7 +12,6 @@ Vendor: https://www.checkout.com/docs/workflows/set-up-your-webhook-receiver (12
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from receiver.errors import Quarantined, Reason, Refused
 from receiver.money import minor_from_text
 from receiver.notification import Effect, Expectation, PaymentEvent
 from receiver.providers.base import Endpoint, Identity, Message, Provider, no_token
-from receiver.reading import MAX_NAME, Json, json_object
+from receiver.reading import MAX_NAME, Json, below, json_object
 from receiver.signing import Secret, digest, require_hmac_sha256, require_static
 
 # The state follows from the type alone: code 10000 "Approved" also stands in refunds, voids and returns [TYPES].
@@ -160,7 +159,7 @@ def identify(message: Message, endpoint: CheckoutEndpoint) -> Identity:
 
 
 def identifiers(message: Message, endpoint: CheckoutEndpoint) -> list[str]:
-    return list(_values_of(json_object(message.body).value, {*_IDENTIFIERS, *endpoint.own_numbers}))
+    return _values_of(json_object(message.body).value, {*_IDENTIFIERS, *endpoint.own_numbers})
 
 
 def interpret(message: Message, endpoint: CheckoutEndpoint) -> PaymentEvent:
@@ -242,17 +241,16 @@ def _action_id(event: _Event) -> str | None:
     return None if event.type == "payment_chargeback" else _id(event.data, "id")
 
 
-def _values_of(value: Any, names: set[str]) -> Iterator[str]:
+def _values_of(value: Any, names: set[str]) -> list[str]:
     """Texts and numbers that have one of `names`, at any depth."""
-    if isinstance(value, list):
-        for child in value:
-            yield from _values_of(child, names)
-    elif isinstance(value, dict):
-        for name, child in value.items():
-            if name in names and isinstance(child, str | int):
-                yield str(child)
-            else:
-                yield from _values_of(child, names)
+    found: list[str] = []
+    level = [value]
+    while level:
+        objects = [each for each in level if isinstance(each, dict)]
+        named = [each[name] for each in objects for name in names & each.keys()]
+        found += [str(child) for child in named if isinstance(child, str | int)]
+        level = below(level)
+    return found
 
 
 def _id(node: Json, *path: str) -> str | None:

@@ -17,7 +17,6 @@ import re
 from datetime import timedelta
 from itertools import product
 from typing import Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from receiver.errors import Quarantined, Reason, Refused
 from receiver.money import minor_from_text
@@ -71,7 +70,7 @@ _THREE_DECIMALS = frozenset({"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"})
 _ID = re.compile(r"[!-~]{1,100}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _WHOLE = re.compile(r"(\d+)\.0+", re.ASCII)
-_NOT_ASCII = re.compile(rb"%[89A-Fa-f][0-9A-Fa-f]|[\x80-\xff]")
+_NOT_ASCII = re.compile(rb"%[89A-Fa-f][0-9A-Fa-f]")
 _MAX_WORD = 100
 _SIGNED = ("paymentId", "merchantTransactionId", "amount", "transactionStatus")
 # Harmless, informational; the zone of the timestamp is not known.
@@ -161,14 +160,15 @@ def _form(body: bytes) -> dict[str, str]:
     try:
         fields = form(body)
     except Quarantined:
-        fields = form(_NOT_ASCII.sub(_utf8, body))
+        fields = form(_NOT_ASCII.sub(_utf8, body.decode("latin-1").encode()))
     for name in fields.values:
         fields.get(name)  # raises for a field with two values
     return {name: values[0] for name, values in fields.values.items()}
 
 
-def _utf8(latin: re.Match[bytes]) -> bytes:
-    return quote_from_bytes(unquote_to_bytes(latin[0]).decode("latin-1").encode()).encode()
+def _utf8(escape: re.Match[bytes]) -> bytes:
+    # Beside escapes it reads the same unescaped.
+    return chr(int(escape[0][1:], 16)).encode()
 
 
 def _as_sent(body: Json, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver import reading
 from receiver.errors import Quarantined, Reason
 from receiver.reading import (
     MAX_DEPTH,
     MAX_FIELDS,
     MAX_NAME,
+    MAX_PARTS,
     Fields,
     Json,
     NumberText,
@@ -24,6 +27,9 @@ from receiver.reading import (
     json_pairs,
     xml,
 )
+
+NEVER = re.compile(b"(?!)")
+"""For the quick look that refuses before the parser could."""
 
 READERS: list[Callable[[bytes], Any]] = [form, xml, json_object, json_pairs]
 JSON_READERS = READERS[2:]
@@ -262,12 +268,39 @@ def _laughs(place: bytes) -> bytes:
         b'<!DOCTYPE R [<!ENTITY e "' + b"x" * 50_000 + b'">]><R><a>' + b"&e;" * 20_000 + b"</a></R>",
     ],
 )
-def test_xml_with_a_document_type_is_never_expanded(body: bytes) -> None:
+@pytest.mark.parametrize("looks_before", [True, False])
+def test_xml_with_a_document_type_is_never_expanded(
+    body: bytes, looks_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not looks_before:
+        monkeypatch.setattr(reading, "_DOCUMENT_TYPE", NEVER)
     refused(xml, body)
 
 
+@pytest.mark.parametrize(
+    "prolog", ["", "\n ", "<?xml version='1.0'?>", "<?xml version='1.0'?>\n<!-- <R> -->", "<?a?><?b?>"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_xml_with_a_document_type_never_reaches_the_parser(
+    prolog: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*arguments: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("receiver.reading.etree.fromstring", reached)
+    refused(xml, f"{prolog}<!DOCTYPE R><R><a>1</a></R>".encode(encoding))
+
+
+def test_xml_may_speak_of_a_document_type() -> None:
+    body = b"<!-- <!DOCTYPE R> --><R><a><![CDATA[<!DOCTYPE R>]]></a><b>1<!-- <!DOCTYPE R> --></b></R>"
+    assert xml(body)[1].values == {"a": ["<!DOCTYPE R>"], "b": ["1"]}
+
+
 @pytest.mark.parametrize("subset", ["SYSTEM '{}'", "[<!ENTITY e SYSTEM '{}'>]", "[<!ENTITY % e SYSTEM '{}'> %e;]"])
-def test_xml_never_opens_a_connection(subset: str) -> None:
+@pytest.mark.parametrize("looks_before", [True, False])
+def test_xml_never_opens_a_connection(subset: str, looks_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not looks_before:
+        monkeypatch.setattr(reading, "_DOCUMENT_TYPE", NEVER)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/x"
@@ -364,6 +397,12 @@ def test_json_depth_is_limited(reader: Callable[[bytes], Any], opening: bytes, c
 
     reader(nested(MAX_DEPTH))
     assert str(MAX_DEPTH) in refused(reader, nested(MAX_DEPTH + 1))
+
+
+def test_json_that_is_read_before_it_is_proven_has_a_limit_of_parts() -> None:
+    body = b'{"x":[%b]}' % b",".join([b"1"] * (MAX_PARTS - 1))
+    assert len(json_pairs(body)[0][1]) == MAX_PARTS - 1
+    assert str(MAX_PARTS) in refused(json_pairs, body.replace(b"[1", b"[1,1"))
 
 
 def test_json_may_be_wide() -> None:
