@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +27,7 @@ def init(config: options.Config = None) -> None:
     from receiver import settings as configuration
     from workers.cli import starter
 
-    path = config or Path("postback.toml")
+    path = configuration.find(config)
     password = starter.write(path)
     configuration.load(path)
     print(f"Wrote {path} and {path.parent / 'secrets'}{'/'}. `postback up --demo` tries it.")
@@ -89,18 +88,6 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     if ledger.verdict == "ok":
         yield _body_keys(settings)
     yield _disk(settings)
-    if settings.tracing.endpoint is not None:
-        yield _tracing(settings)
-
-
-def _tracing(settings: Settings) -> Finding:
-    from receiver.errors import ConfigurationError
-
-    try:
-        import receiver.tracing  # noqa: F401
-    except ConfigurationError as error:
-        return Finding("tracing", "fault", str(error))
-    return Finding("tracing", "ok", f"{settings.tracing.sample:.0%} of the traces are kept")
 
 
 def _endpoints(settings: Settings) -> Iterator[Finding]:
