@@ -252,6 +252,15 @@ def test_who_names_nobody_in_the_handshake_is_heard(front: Nginx, served: Servic
         assert connection.recv(12) == b"HTTP/1.1 405"
 
 
+def test_the_simulator_sends_through_it(
+    front: Nginx, served: Service, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+    url = f"https://127.0.0.1:{front.port}"
+    done = served.run("simulate", "quickstream", "--facility", "acme", "--count", "2", "--url", url)
+    assert (done.returncode, "2 acknowledged" in done.stdout) == (0, True), done.stdout
+
+
 # How much, and how slowly
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -101,7 +102,9 @@ async def run(
         # Shorter than any server's patience: a connection that is closed while we send would look like a failure.
         limits=httpx.Limits(max_connections=None, keepalive_expiry=2.0),
         transport=transport,
-        # Nothing of the environment: a proxy's answers would be counted as the receiver's.
+        # The system's authorities, and with SSL_CERT_FILE others, as OpenSSL has it.
+        verify=ssl.create_default_context() if base_url.startswith("https:") else True,
+        # Nothing else of the environment: a proxy's answers would be counted as the receiver's.
         trust_env=False,
     )
     course = _Course(sender, endpoint, client, api_key, speed, sleep, summary)
