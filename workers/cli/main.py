@@ -24,7 +24,6 @@ from workers.cli import (
     purge,
     rebuild,
     reconcile,
-    reconciliations,
     refusals,
     replays,
     simulate,
@@ -57,7 +56,6 @@ app.add_typer(operator.app, name="operator")
 simulate.register(app)
 watch.register(app)
 reconcile.register(app)
-app.add_typer(reconciliations.app, name="reconciliations")
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ class Payments(_List, frozen=True):
 
 
 class Reconciliations(_List, frozen=True):
-    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
+    """Further ones are asked for with `until`."""
 
 
 class Refusals(_Asked, frozen=True):

@@ -14,7 +14,6 @@ def routes() -> list[Route]:
     return [
         page("/", overview.overview),
         page("/notifications", notifications.listed),
-        form("/notifications/export", notifications.exported, Role.VIEWER),
         page("/notifications/{id}", notifications.shown),
         page("/payments", payments.listed),
         page("/payments/{provider}/{facility}", payments.shown),
