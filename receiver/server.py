@@ -313,6 +313,8 @@ class Cycle(RequestResponseCycle):
         self.waiting_for_100_continue = connection.expect_100_continue
         self.body = bytearray()
         self.more_body = True
+        self._taken = False
+        """Whether the application has had all of the body."""
         self.response_started = False
         self.response_complete = False
         self.chunked_encoding = None
@@ -338,8 +340,10 @@ class Cycle(RequestResponseCycle):
         self.on_response = _nothing
 
     async def receive(self) -> Any:
-        if self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue:
+        usual = not (self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue)
+        if self._taken or not usual:
             return await super().receive()
+        self._taken = True
         self.flow.resume_reading()
         # Whoever asks again waits for the end of the connection.
         self.message_event.clear()

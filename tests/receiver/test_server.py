@@ -73,6 +73,32 @@ async def ended(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nContent-Length: 2\r\n"])
+def test_whoever_asks_after_the_body_waits_for_the_end(request_: bytes) -> None:
+    """As answers that are files or streams do: one that was told anything else asks for ever."""
+    heard: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        asking = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        await measured(scope, _nothing_more, send)
+        heard.append((await asking)["type"])
+
+    async def look() -> bytes:
+        async with listening(app) as port:
+            return await sent(port, request_ + b"Host: h\r\nConnection: close\r\n\r\n" + b"ab" * (b"POST" in request_))
+
+    answer = asyncio.run(look())
+    assert answer.endswith(b"\r\n\r\n0")
+    assert heard == ["http.disconnect"]
+
+
+async def _nothing_more() -> Any:
+    return {"type": "http.request"}
+
+
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
 CLOSE = b"Connection: close\r\n\r\n"
