@@ -73,7 +73,7 @@ def test_the_containerfile_has_no_findings() -> None:
 
 def test_the_image_runs_as_nobody_and_has_what_it_copies() -> None:
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", instruction("USER"))
-    sent = set(re.findall(r"^!(.*)$", (CONTAINER / ".containerignore").read_text(), re.MULTILINE))
+    sent = set(re.findall(r"^!(.*)$", (CONTAINER / "Containerfile.dockerignore").read_text(), re.MULTILINE))
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", CONTAINERFILE, re.MULTILINE)
     assert sent == {source for line in copied for source in line.split()}
     assert all((DEPLOY.parent / source).exists() for source in sent)
