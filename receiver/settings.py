@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from base64 import b64decode
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import reduce
@@ -13,6 +14,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -45,6 +47,10 @@ OPERATOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}", re.ASCII)
 _PASSWORD_HASH = re.compile(rb"\$(scrypt|argon2id)\$[\x21-\x7e]{20,400}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
+_REGION = re.compile(r"[A-Z]{2}(-[A-Z0-9]{1,3})?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+# Nothing that could be a second header or a second address.
+_MAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,253}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})\s*(B|KiB|MiB|GiB)", re.ASCII)
 _PERIOD = re.compile(r"(\d{1,5})\s*(h|d|w)", re.ASCII)
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -149,6 +155,46 @@ class Retention(_Section, frozen=True):
     """What customers saw when they came back from a payment page."""
 
 
+class AlarmEmail(_Section, frozen=True):
+    """Where alarms are mailed to, and by which server."""
+
+    server: str
+    """``host:port``."""
+    sender: str
+    to: tuple[str, ...]
+    tls: Literal["starttls", "implicit", "none"] = "starttls"
+    """``none`` only to this very machine."""
+    username: str | None = None
+    password: Secret | None = None
+
+
+class AlarmWebhook(_Section, frozen=True):
+    """Where alarms are posted to, signed by the rules of https://www.standardwebhooks.com."""
+
+    url: str
+    secrets: tuple[Secret, ...]
+    """``whsec_...``, oldest first: each message has a signature of every one."""
+
+
+class Alarms(_Section, frozen=True):
+    look_every: int = 5
+    """Seconds between two looks."""
+    confirm: int = 10
+    """Seconds that a problem must last before it is an alarm."""
+    calm: int = 30
+    """Seconds that it must be gone before the alarm is cleared; the longer, the more often it came back."""
+    quiet: Period = Period(4 * 3600)
+    """Between two messages of an alarm that lasts and that nobody acknowledged."""
+    time_zone: str = "UTC"
+    """In whose hours and weekdays the customers pay."""
+    holidays: tuple[str, ...] = ()
+    """Whose holidays are no usual days: a country (``NZ``), or a part of one (``AU-NSW``)."""
+    public_name: str | None = None
+    """``host`` or ``host:port`` under which senders find this receiver: its certificate is looked after."""
+    email: AlarmEmail | None = None
+    webhook: AlarmWebhook | None = None
+
+
 class Role(StrEnum):
     """What an operator may do; each may also do what those before it may."""
 
@@ -204,6 +250,7 @@ class Settings(_Section, frozen=True):
     store: Store = Store()
     replay: Replay = Replay()
     retention: Retention = Retention()
+    alarms: Alarms = Alarms()
     endpoint: tuple[Any, ...] = ()
 
     @property
@@ -332,6 +379,7 @@ def _check(settings: Settings) -> None:
     if settings.replay.per_second < 1:
         raise ConfigurationError("replay.per_second: must be 1 or more.")
     _check_retention(settings.retention)
+    _check_alarms(settings.alarms)
     host_and_port(settings.receive.bind, "receive.bind")
     if settings.work.metrics_bind is not None:
         host_and_port(settings.work.metrics_bind, "work.metrics_bind")
@@ -501,6 +549,74 @@ def _check_retention(retention: Retention) -> None:
     if retention.repeats is not None and retention.repeats < SHORTEST_REPEATS:
         # A batch may wait for days; the record of a repeat is what keeps it from counting twice.
         raise ConfigurationError("retention.repeats: must be 30d or more.")
+
+
+def _check_alarms(alarms: Alarms) -> None:
+    for name, least, most in (("look_every", 1, 60), ("confirm", 0, 3600), ("calm", 0, 86_400)):
+        if not least <= getattr(alarms, name) <= most:
+            raise ConfigurationError(f"alarms.{name}: must be between {least} and {most} seconds.")
+    if alarms.quiet == 0:
+        raise ConfigurationError("alarms.quiet: must be above zero.")
+    try:
+        ZoneInfo(alarms.time_zone)
+    except (OSError, ValueError, KeyError):
+        raise ConfigurationError("alarms.time_zone: must be a time zone such as Australia/Sydney.") from None
+    for index, region in enumerate(alarms.holidays):
+        if not _REGION.fullmatch(region):
+            raise ConfigurationError(f"alarms.holidays[{index}]: must be a country or a part of one: NZ, AU-NSW.")
+    if alarms.public_name is not None:
+        public_address(alarms.public_name)
+    if alarms.email is not None:
+        _check_email(alarms.email)
+    if alarms.webhook is not None:
+        _check_webhook(alarms.webhook)
+
+
+def public_address(public_name: str) -> tuple[str, int]:
+    """Host and port. Raises `ConfigurationError`."""
+    given = public_name if ":" in public_name else f"{public_name}:443"
+    host, port = host_and_port(given, "alarms.public_name")
+    if not _HOST.fullmatch(host) or port == 0:
+        raise ConfigurationError("alarms.public_name: must be a name such as pay.example.com or pay.example.com:443.")
+    return host, port
+
+
+def _check_email(email: AlarmEmail) -> None:
+    host, _ = host_and_port(email.server, "alarms.email.server")
+    if email.tls == "none" and not is_loopback(host):
+        raise ConfigurationError("alarms.email.tls: must be starttls or implicit, but for a loopback address.")
+    if (email.username is None) != (email.password is None):
+        raise ConfigurationError("alarms.email.password: username and password belong together.")
+    if not _MAIL.fullmatch(email.sender):
+        raise ConfigurationError("alarms.email.sender: must be a mail address.")
+    if not email.to:
+        raise ConfigurationError("alarms.email.to: at least one mail address is needed.")
+    for index, address in enumerate(email.to):
+        if not _MAIL.fullmatch(address):
+            raise ConfigurationError(f"alarms.email.to[{index}]: must be a mail address.")
+
+
+def _check_webhook(webhook: AlarmWebhook) -> None:
+    if not _is_web_address(webhook.url):
+        raise ConfigurationError("alarms.webhook.url: must be https, but for a loopback address, without credentials.")
+    if not webhook.secrets:
+        raise ConfigurationError("alarms.webhook.secrets: at least one is needed.")
+    for index, secret in enumerate(webhook.secrets):
+        if webhook_key(secret) is None:
+            raise ConfigurationError(
+                f"alarms.webhook.secrets[{index}]: must be whsec_ and then 24 to 64 bytes in base64, as"
+                ' `echo "whsec_$(openssl rand -base64 32)"` makes them.'
+            )
+
+
+def webhook_key(secret: Secret) -> bytes | None:
+    """The bytes that sign; None for what is no secret of a Standard Webhook."""
+    prefix, _, encoded = secret.reveal().partition(b"_")
+    try:
+        key = b64decode(encoded, validate=True) if prefix == b"whsec" else b""
+    except ValueError:
+        return None
+    return key if 24 <= len(key) <= 64 else None
 
 
 def allowed_networks(endpoint: Endpoint, provider: Provider, place: str = "endpoint") -> tuple[Network, ...]:

@@ -470,6 +470,24 @@ DOCUMENT: dict[str, Any] = {
     },
     "queue": {"redis_url": "redis://localhost", "durability": "strict"},
     "store": {"database_url": "sqlite:///x"},
+    "alarms": {
+        "look_every": 5,
+        "confirm": 10,
+        "calm": 30,
+        "quiet": "4h",
+        "time_zone": "Australia/Sydney",
+        "holidays": ["AU-NSW"],
+        "public_name": "pay.example.com",
+        "email": {
+            "server": "smtp.example.com:587",
+            "tls": "starttls",
+            "username": "u",
+            "password": "p",
+            "sender": "a@example.com",
+            "to": ["b@example.com"],
+        },
+        "webhook": {"url": "https://example.com/x", "secrets": [f"whsec_{'A' * 32}"]},
+    },
     "security": {
         "seal_keys": ["k"],
         "operators": [{"name": "o", "password_hash": "$scrypt$ln=15,r=8,p=3$c2FsdA$aGFzaA", "role": "viewer"}],
@@ -583,3 +601,59 @@ def test_settlement_files_of_an_endpoint(folder: Path) -> None:
     }
     for line, key in wrong.items():
         assert fault(folder, FILE.replace(HMAC, HMAC + line, 1)).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        ("look_every", 0, "alarms.look_every: must be between 1 and 60 seconds."),
+        ("confirm", -1, "alarms.confirm: must be between 0 and 3600 seconds."),
+        ("calm", 86_401, "alarms.calm: must be between 0 and 86400 seconds."),
+        ("quiet", "0h", "alarms.quiet: must be above zero."),
+        ("time_zone", "Sydney", "alarms.time_zone: must be a time zone such as Australia/Sydney."),
+        ("time_zone", "../etc/passwd", "alarms.time_zone: must be a time zone such as Australia/Sydney."),
+        ("holidays", ["NZ", "nsw"], "alarms.holidays[1]: must be a country or a part of one: NZ, AU-NSW."),
+        ("public_name", "https://pay.example.com",
+         "alarms.public_name: must be host:port, such as 127.0.0.1:8080."),
+        ("public_name", "pay.example.com/x",
+         "alarms.public_name: must be a name such as pay.example.com or pay.example.com:443."),
+        ("email.server", "smtp.example.com", "alarms.email.server: must be host:port, such as 127.0.0.1:8080."),
+        ("email.tls", "none", "alarms.email.tls: must be starttls or implicit, but for a loopback address."),
+        ("email.tls", "off", "alarms.email.tls: is not one of the allowed words."),
+        ("email.password", None, "alarms.email.password: username and password belong together."),
+        ("email.sender", "Postback <a@b.c>", "alarms.email.sender: must be a mail address."),
+        ("email.to", [], "alarms.email.to: at least one mail address is needed."),
+        ("email.to", ["a@b.c", "a@b.c\r\nBcc: x@y.z"], "alarms.email.to[1]: must be a mail address."),
+        ("webhook.url", "http://hooks.example.com/x",
+         "alarms.webhook.url: must be https, but for a loopback address, without credentials."),
+        ("webhook.url", "https://u:p@hooks.example.com/x",
+         "alarms.webhook.url: must be https, but for a loopback address, without credentials."),
+        ("webhook.secrets", [], "alarms.webhook.secrets: at least one is needed."),
+        ("webhook.secrets", [f"whsec_{'A' * 32}", SECRET],
+         "alarms.webhook.secrets[1]: must be whsec_ and then 24 to 64 bytes in base64, as"
+         ' `echo "whsec_$(openssl rand -base64 32)"` makes them.'),
+        ("webhook.secrets", ["changeme"], "alarms.webhook.secrets[0]: the secret is a placeholder."),
+        ("mail", {}, "alarms.mail: is not a known key."),
+    ],
+)  # fmt: skip
+def test_alarms(tmp_path: Path, place: str, value: Any, sentence: str) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    table = document["alarms"]
+    *tables, key = place.split(".")
+    for name in tables:
+        table = table[name]
+    table.pop(key, None)
+    if value is not None:
+        table[key] = value
+    assert sentence_of(document, tmp_path) == sentence
+
+
+def test_alarms_to_this_machine_need_no_tls(tmp_path: Path) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["alarms"]["email"] |= {"server": "127.0.0.1:25", "tls": "none"}
+    document["alarms"]["webhook"]["url"] = "http://127.0.0.1:9000/x"
+    document["alarms"]["public_name"] = "pay.example.com:8443"
+    alarms = read(document, tmp_path).alarms
+    assert alarms.public_name is not None
+    assert settings.public_address(alarms.public_name) == ("pay.example.com", 8443)
+    assert settings.public_address("pay.example.com") == ("pay.example.com", 443)
