@@ -55,6 +55,7 @@ class Action(StrEnum):
     RESOLVED = "resolved"
     IGNORED = "ignored"
     REOPENED = "reopened"
+    ACKNOWLEDGED = "acknowledged"
     EXPORTED = "exported"
     PURGED = "purged"
     RECONCILIATION_BEGUN = "reconciliation_begun"

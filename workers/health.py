@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
 
 from receiver.connection import connect, replicas_confirm
 from receiver.errors import ConfigurationError, LedgerAway
@@ -19,6 +20,10 @@ from receiver.replicas import TooFewReplicas
 from receiver.settings import Settings
 from receiver.spool import Spool
 from workers import attention
+from workers.alarms import desk
+from workers.alarms.board import Alarm
+from workers.alarms.kinds import AlarmKind, Problem
+from workers.alarms.store import File, open_alarms
 from workers.ledger import queries
 from workers.ledger.database import open_engine, url
 from workers.ledger.tables import notifications
@@ -28,65 +33,114 @@ OLDEST_ALLOWED = 60.0
 """Seconds that a batch may wait before the queue counts as stuck."""
 
 
+class Look(NamedTuple):
+    """What was seen at one moment."""
+
+    state: dict[str, Any]
+    """The health object without what its problems say."""
+    problems: list[Problem]
+    unknown: set[AlarmKind]
+    """What could not be seen, as what would tell is away."""
+    unwatched: datetime | None
+    """Since when nobody looks after the alarms."""
+
+
 def examine(settings: Settings) -> dict[str, Any]:
-    """The health object: `status` is ``ok`` or ``failing``, `problems` says in words what is wrong."""
-    problems: list[str] = []
-    state: dict[str, Any] = {
-        "status": "ok",
-        "redis": _redis(settings, problems),
-        "database": _database(settings, problems),
-        "spool": _spool(settings, problems),
-        "problems": problems,
-    }
-    if problems:
-        state["status"] = "failing"
-    return state
+    """The health object: `status` is ``ok`` or ``failing``, `problems` says in words what is wrong now. `alarms` are
+    those that were raised; an alarm alone, such as the silence of an endpoint, is no failure of this installation."""
+    seen = look(settings)
+    problems = [problem.sentence for problem in seen.problems]
+    if seen.unwatched is not None:
+        problems.append(f"Nobody has looked after the alarms since {seen.unwatched:%Y-%m-%d %H:%M} UTC.")
+    return {"status": "failing" if problems else "ok", **seen.state, "problems": problems}
 
 
-def _redis(settings: Settings, problems: list[str]) -> dict[str, Any]:
+def look(settings: Settings, engine: Engine | None = None) -> Look:
+    """`engine` is the ledger's, where the caller has it open."""
+    problems: list[Problem] = []
+    unknown: set[AlarmKind] = set()
+    redis = _redis(settings, problems, unknown)
+    database, unwatched = _database(settings, engine, problems, unknown)
+    alarms = database.pop("alarms") if "alarms" in database else _remembered(settings)
+    state = {"redis": redis, "database": database, "spool": _spool(settings, problems), "alarms": alarms}
+    return Look(state, problems, unknown, unwatched)
+
+
+_OF_REDIS = {AlarmKind.REPLICAS_AWAY, AlarmKind.NO_WORKER, AlarmKind.QUEUE_STUCK, AlarmKind.BATCHES_SET_ASIDE}
+_OF_THE_LEDGER = {AlarmKind.NOTIFICATIONS_FAILED, AlarmKind.SETTLEMENT_FILE_MISSING}
+
+
+def _redis(settings: Settings, problems: list[Problem], unknown: set[AlarmKind]) -> dict[str, Any]:
     redis, copies = connect(settings), settings.queue.replicas
     try:
         queue = queue_state(redis)
         if copies:
             replicas_confirm(redis, copies)
     except TooFewReplicas as error:
-        problems.append(f"Too few replicas of Redis: {error}")
+        problems.append(Problem(AlarmKind.REPLICAS_AWAY, f"Too few replicas of Redis: {error}"))
         queue = {**queue, "replicas": "away"}
     except (RedisError, OSError) as error:
-        problems.append("Redis does not answer.")
+        problems.append(Problem(AlarmKind.REDIS_AWAY, "Redis does not answer."))
+        unknown |= _OF_REDIS
         return {"status": "away", "error": type(error).__name__}
     finally:
         redis.close()
     if not queue["workers"]:
-        problems.append("No worker is alive.")
+        problems.append(Problem(AlarmKind.NO_WORKER, "No worker is alive."))
     if queue["oldest_seconds"] > OLDEST_ALLOWED:
-        problems.append("The oldest batch in the queue is too old.")
-    if queue["set_aside"]:
-        problems.append("Batches were set aside because they could not be opened.")
+        problems.append(Problem(AlarmKind.QUEUE_STUCK, "The oldest batch in the queue is too old."))
+    if aside := queue["set_aside"]:
+        said = "Batches were set aside because they could not be opened."
+        problems.append(Problem(AlarmKind.BATCHES_SET_ASIDE, said, level=aside))
     return {"status": "up", **queue}
 
 
-def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
+def _database(
+    settings: Settings, engine: Engine | None, problems: list[Problem], unknown: set[AlarmKind]
+) -> tuple[dict[str, Any], datetime | None]:
     if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
-        problems.append("The ledger does not exist yet.")
-        return {"status": "away"}
+        problems.append(Problem(AlarmKind.LEDGER_AWAY, "The ledger does not exist yet."))
+        unknown |= _OF_THE_LEDGER
+        return {"status": "away"}, None
     try:
-        engine = open_engine(url(settings))
+        ledger = engine or open_engine(url(settings))
         try:
-            with queries.reading(engine) as connection:
+            with queries.reading(ledger) as connection:
                 open_ = attention.counts(connection)
                 silence = _silence(settings, connection)
-                _settlement(settings, connection, problems)
+                missing = list(_settlement(settings, connection))
+                alarms = [_brief(alarm) for alarm in open_alarms(connection)]
+                unwatched = desk.unwatched(connection, datetime.now(UTC))
         finally:
-            engine.dispose()
+            if engine is None:
+                ledger.dispose()
     except (LedgerAway, ConfigurationError) as error:
-        problems.append("The ledger does not answer.")
-        return {"status": "away", "error": str(error)}
-    if open_["failed"]:
-        problems.append("Notifications failed; `postback attention list --kind failed` shows them.")
+        problems.append(Problem(AlarmKind.LEDGER_AWAY, "The ledger does not answer."))
+        unknown |= _OF_THE_LEDGER
+        return {"status": "away", "error": str(error)}, None
+    problems += missing
+    if failed := open_["failed"]:
+        said = "Notifications failed; `postback attention list --kind failed` shows them."
+        problems.append(Problem(AlarmKind.NOTIFICATIONS_FAILED, said, level=failed))
     counts = {kind: open_[kind] for kind in ("failed", "quarantined", "held")}
     others = {"conflicts": open_["conflict"], "mismatches": open_["mismatch"]}
-    return {"status": "up", **counts, **others, "endpoints": silence}
+    return {"status": "up", **counts, **others, "endpoints": silence, "alarms": alarms}, unwatched
+
+
+def _remembered(settings: Settings) -> list[dict[str, Any]]:
+    """While the ledger is away: what this machine knows, if it looks after the alarms."""
+    copy = File(settings.data_dir).read()
+    return [_brief(alarm) for alarm in copy.alarms if alarm.open] if copy is not None and copy.here else []
+
+
+def _brief(alarm: Alarm) -> dict[str, Any]:
+    """Without names of people: monitoring asks for it unsigned."""
+    return {
+        "alarm": alarm.name,
+        "sentence": alarm.sentence,
+        "raised_at": alarm.raised_at,
+        "acknowledged": alarm.acknowledged,
+    }
 
 
 def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:
@@ -99,14 +153,13 @@ def _silence(settings: Settings, connection: Any) -> list[dict[str, Any]]:
     return result
 
 
-def _settlement(settings: Settings, connection: Connection, problems: list[str]) -> None:
+def _settlement(settings: Settings, connection: Connection) -> Iterator[Problem]:
     """Of endpoints whose files come by themselves; whoever reconciles by hand knows when."""
     for endpoint in settings.endpoint:
         if getattr(endpoint, "settlement_folder", None):
-            problems.extend(
-                f"No settlement file of {endpoint.path} for {day}."
-                for day in days_without_file(connection, endpoint, datetime.now(UTC))
-            )
+            for number, day in enumerate(days_without_file(connection, endpoint, datetime.now(UTC)), 1):
+                said = f"No settlement file of {endpoint.path} for {day}."
+                yield Problem(AlarmKind.SETTLEMENT_FILE_MISSING, said, endpoint.path, number)
 
 
 def last_received(connection: Connection, endpoint: Endpoint) -> datetime | None:
@@ -124,7 +177,7 @@ def last_received(connection: Connection, endpoint: Endpoint) -> datetime | None
     )
 
 
-def _spool(settings: Settings, problems: list[str]) -> dict[str, Any]:
+def _spool(settings: Settings, problems: list[Problem]) -> dict[str, Any]:
     path = settings.data_dir / "spool" / "spool.sqlite3"
     if not path.exists():
         return {"batches": 0}
@@ -135,8 +188,8 @@ def _spool(settings: Settings, problems: list[str]) -> dict[str, Any]:
         finally:
             spool.close()
     except (ConfigurationError, sqlite3.Error) as error:
-        problems.append("The spool cannot be read.")
+        problems.append(Problem(AlarmKind.SPOOL_WAITS, "The spool cannot be read."))
         return {"status": "away", "error": type(error).__name__, "batches": None}
     if batches:
-        problems.append("Batches wait in the spool for Redis.")
+        problems.append(Problem(AlarmKind.SPOOL_WAITS, "Batches wait in the spool for Redis."))
     return {"batches": batches}

@@ -34,6 +34,7 @@ from receiver.job import JOB_TIMEOUT, RECORD_BATCH, RECORD_EXPECTATION, RECORD_R
 from receiver.settings import Settings
 from receiver.signing import Seal
 from workers import jobs
+from workers.alarms.watch import Watch
 from workers.audit import Audit
 from workers.exposition import show_figures
 from workers.ledger.ledger import Ledger
@@ -357,6 +358,7 @@ def work(settings: Settings) -> None:
     metrics.LEDGER_UP.set(1)
     show_figures(settings)
     daily = Daily(settings, ledger)
+    watch = Watch(settings)
     stopping = False
     worker: BatchWorker | None = None
 
@@ -368,6 +370,7 @@ def work(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    watch.start()
     while not stopping:
         redis = connect(settings, deadline=15)
         try:
@@ -383,5 +386,6 @@ def work(settings: Settings) -> None:
         if not stopping:
             # RQ leaves its loop for a signal, and also for errors that it does not expect.
             time.sleep(WAIT_FOR_REDIS)
+    watch.stop()
     log.info("worker_stopped")
     ledger.engine.dispose()

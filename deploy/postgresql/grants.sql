@@ -10,6 +10,8 @@ GRANT DELETE ON repeats, browser_returns TO postback_worker;  -- [retention]
 GRANT INSERT, UPDATE, DELETE ON payments, resolutions TO postback_worker;
 GRANT INSERT, UPDATE ON replays, replay_items, reconciliations, findings TO postback_worker;
 GRANT INSERT ON idempotency_keys, audit TO postback_worker;
+-- Either of the two looks after the alarms.
+GRANT INSERT, UPDATE, DELETE ON alarms, alarm_messages, alarm_watch TO postback_worker, postback_console;
 
 -- The console reads, asks for replays, settles what needs attention, ends sessions, and takes settlement files. A file
 -- makes notifications and payments, and a preview of a replay is the replay itself, rolled back. It registers nothing,

@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from receiver import metrics
 from receiver.errors import STATUS_OF, Reason
 from workers import figures
+from workers.alarms.kinds import AlarmKind
 from workers.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,11 @@ def test_every_metric() -> None:
     assert set(table("Metrics")) == exposed
 
 
-@pytest.mark.parametrize("title", ["Log events", "Reasons", "Metrics"])
+def test_every_alarm() -> None:
+    assert set(table("Alarms")) == {kind.value for kind in AlarmKind}
+
+
+@pytest.mark.parametrize("title", ["Log events", "Reasons", "Metrics", "Alarms"])
 def test_no_row_is_empty(title: str) -> None:
     for name, cells in table(title).items():
         assert all(cells), name

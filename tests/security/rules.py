@@ -19,6 +19,7 @@ _NAMES_OF_CONTENT = {
     "workers/ledger/reconciliations.py",
     "workers/reconcile/run.py",
 }
+_SEND_ALARMS = {"workers/alarms/mail.py", "workers/alarms/hook.py"}
 # Which compares the secrets of one file with each other, at the start.
 _SETTINGS = "receiver/settings.py"
 
@@ -87,8 +88,9 @@ def only_one_module_parses_xml(tree: ast.Module, path: str) -> Iterator[int]:
 
 
 def nothing_is_fetched(tree: ast.Module, path: str) -> Iterator[int]:
-    """Only the simulator sends requests: no address out of a body is ever asked."""
-    if not path.startswith("workers/simulator/"):
+    """Only the simulator sends requests, and alarms go where the configuration says: no address out of a body is ever
+    asked."""
+    if not path.startswith("workers/simulator/") and path not in _SEND_ALARMS:
         for line, module in _imports(tree):
             if module in _FETCHES or module.split(".")[0] in _FETCHES:
                 yield line

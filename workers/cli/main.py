@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from receiver.errors import ConfigurationError
 from workers.cli import (
+    alarms,
     attention,
     audit,
     console,
@@ -50,6 +51,7 @@ app.add_typer(payments.app, name="payments")
 app.add_typer(refusals.app, name="refusals")
 app.add_typer(expect.app, name="expect")
 app.add_typer(attention.app, name="attention")
+app.add_typer(alarms.app, name="alarms")
 app.add_typer(replays.app, name="replays")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")

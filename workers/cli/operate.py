@@ -78,7 +78,7 @@ def health(config: options.Config = None) -> None:
 def _examine(settings: Settings) -> Iterator[Finding]:
     from datetime import UTC, datetime
 
-    from workers.cli import sources
+    from workers.cli import alarms, sources
 
     yield from _endpoints(settings)
     yield from sources.examine(settings, datetime.now(UTC).date())
@@ -87,6 +87,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     yield (ledger := _ledger(settings))
     if ledger.verdict == "ok":
         yield _body_keys(settings)
+    yield from alarms.examine(settings)
     yield _disk(settings)
 
 

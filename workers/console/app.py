@@ -22,6 +22,8 @@ from receiver.errors import LedgerAway, NotDone
 from receiver.providers import PROVIDERS
 from receiver.settings import Settings, networks
 from receiver.source import TrustedProxies
+from workers.alarms.desk import Desk
+from workers.alarms.watch import Watch
 from workers.attention import Attention
 from workers.audit import Audit
 from workers.console import monitoring, pages
@@ -69,6 +71,7 @@ def build(settings: Settings) -> ASGIApp:
         proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
         audit=audit,
         attention=Attention(engine, audit),
+        alarms=Desk(engine, audit),
         bodies=bodies,
         replays=open_replays(settings),
         uploads=Uploads(settings, Ledger(engine, bodies)),
@@ -78,15 +81,18 @@ def build(settings: Settings) -> ASGIApp:
         ledger_figures=Latest(LedgerFigures(settings, engine).page),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
     )
+    watch = Watch(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        watch.start()
         going_on = [asyncio.create_task(site.activity.keep()), asyncio.create_task(_settle_for_ever(site.ended))]
         yield
         for task in going_on:
             task.cancel()
         await asyncio.gather(*going_on, return_exceptions=True)
         await run_in_threadpool(_settle, site.ended)
+        await run_in_threadpool(watch.stop)
         site.uploads.close()
         engine.dispose()
         site.replays.close()

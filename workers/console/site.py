@@ -23,6 +23,7 @@ from starlette.routing import Route
 from receiver.errors import Refused
 from receiver.settings import Role, Settings
 from receiver.source import Address, TrustedProxies
+from workers.alarms.desk import Desk
 from workers.attention import Attention
 from workers.audit import Actor, Audit
 from workers.console import headers
@@ -67,6 +68,7 @@ class Site:
     bodies: Bodies
     audit: Audit
     attention: Attention
+    alarms: Desk
     replays: Replays
     uploads: Uploads
     refusals: Refusals

@@ -349,3 +349,47 @@ findings = Table(
     Column("detail", Text, nullable=False),
 )
 """What a reconciliation found, in the order of the file. `entered` where the row was put into the ledger."""
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("kind", keyed(40), primary_key=True),
+    Column("subject", keyed(300), primary_key=True),
+    Column("sentence", Text, nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("times", Integer, nullable=False),
+    Column("raised_at", UtcTime, nullable=False),
+    Column("told_at", UtcTime, nullable=False),
+    Column("cleared_at", UtcTime),
+    Column("acknowledged_by", String(100)),
+    Column("acknowledged_at", UtcTime),
+    Column("acknowledged_reason", Text),
+    Column("acknowledged_level", Integer),
+)
+"""The latest alarm of each kind and subject, open while `cleared_at` is null. See `workers.alarms.board`."""
+
+_UNDONE = text("done_at IS NULL")
+
+alarm_messages = Table(
+    "alarm_messages",
+    metadata,
+    Column("id", keyed(36), primary_key=True),
+    Column("channel", String(16), nullable=False),
+    Column("content", Text, nullable=False),
+    Column("made_at", UtcTime, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("done_at", UtcTime),
+    Column("fault", String(200)),
+    Index("ix_alarm_messages_waiting", "id", sqlite_where=_UNDONE, postgresql_where=_UNDONE),
+)
+"""What is or was to be sent about alarms. `fault` says why the last try failed; with `done_at`, why it was given up."""
+
+alarm_watch = Table(
+    "alarm_watch",
+    metadata,
+    Column("one", SmallInteger, primary_key=True, autoincrement=False),
+    Column("holder", String(200), nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("beaten_at", UtcTime, nullable=False),
+)
+"""The one row: which machine looks after alarms, and a count that it raises as long as it does."""

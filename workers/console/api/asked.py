@@ -98,6 +98,16 @@ class Attention(_Asked, frozen=True):
     limit: Limit = PAGE
 
 
+class Alarms(_Asked, frozen=True):
+    cleared: bool = False
+
+
+class Acknowledgement(_Asked, frozen=True):
+    alarm: Annotated[str, Meta(min_length=1, max_length=300)]
+    """Its name, as the list has it."""
+    reason: Annotated[str, Meta(min_length=1, max_length=LONGEST_REASON)]
+
+
 class Replays(_Asked, frozen=True):
     state: State | msgspec.UnsetType = msgspec.UNSET
     cursor: Cursor | msgspec.UnsetType = msgspec.UNSET

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from receiver.notification import PaymentState
+from workers.alarms.kinds import AlarmKind
 from workers.attention import Kind
 from workers.ledger.replays import State
 
@@ -285,7 +286,32 @@ class Health(_Object, frozen=True):
     redis: dict[str, Any]
     database: dict[str, Any]
     spool: dict[str, Any]
+    alarms: list[dict[str, Any]]
     problems: list[str]
+
+
+class Alarm(_Object, frozen=True):
+    """Something that somebody was told of."""
+
+    alarm: str
+    """Its name, by which it is acknowledged: ``redis_away``, ``endpoint_silent:checkout/main``."""
+    kind: AlarmKind
+    subject: str | None
+    sentence: str
+    means: str
+    do: str
+    raised_at: datetime
+    told_at: datetime
+    cleared_at: datetime | None
+    times: int
+    acknowledged_by: str | None
+    acknowledged_at: datetime | None
+    acknowledged_reason: str | None
+
+
+class AlarmList(_Object, frozen=True):
+    items: list[Alarm]
+    """Those now, the oldest first; with `cleared` the last one of each kind and subject, the latest first."""
 
 
 class Settled(_Object, frozen=True):

@@ -9,6 +9,7 @@ from receiver import refusals as refused
 from receiver.errors import NotDone, Reason
 from workers import attention as needing
 from workers import audit as trail
+from workers.alarms import desk
 from workers.console.api import asked
 from workers.console.api.operation import Call
 from workers.ledger import details, pages, queries
@@ -87,6 +88,11 @@ def attention(call: Call) -> dict[str, Any]:
             limit=query.limit,
         )
         return {"counts": needing.counts(connection), "items": found.items, "next": found.next}
+
+
+def alarms(call: Call) -> dict[str, Any]:
+    with call.ledger() as connection:
+        return {"items": desk.listed(connection, cleared=call.query.cleared)}
 
 
 def replays(call: Call) -> dict[str, Any]:

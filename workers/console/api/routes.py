@@ -49,6 +49,7 @@ OPERATIONS: Sequence[Operation] = (
     ),
     Operation("GET", "/refusals", reads.refusals, objects.RefusalPage, asked.Refusals, reasons=_CURSOR),
     Operation("GET", "/attention", reads.attention, objects.AttentionPage, asked.Attention, reasons=_CURSOR),
+    Operation("GET", "/alarms", reads.alarms, objects.AlarmList, asked.Alarms),
     Operation("GET", "/replays", reads.replays, objects.ReplayPage, asked.Replays, reasons=_CURSOR),
     Operation("GET", "/replays/{id}", reads.replay, objects.ReplayDetail, asked.Results, reasons=_CURSOR + _ID),
     Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
@@ -131,6 +132,15 @@ OPERATIONS: Sequence[Operation] = (
             ("ignore", writes.ignore, objects.Settled),
             ("reopen", writes.reopen, objects.Reopened),
         )
+    ),
+    Operation(
+        "POST",
+        "/alarms/acknowledge",
+        writes.acknowledge_alarm,
+        objects.Alarm,
+        body=asked.Acknowledgement,
+        role=Role.OPERATOR,
+        reasons=(*_CHANGE, Reason.STATE_CHANGED),
     ),
     Operation("GET", "/activity", reads.activity, objects.Activity),
     Operation("GET", "/health", reads.health, objects.Health),

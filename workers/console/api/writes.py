@@ -40,6 +40,10 @@ def cancel_replay(call: Call) -> dict[str, Any]:
     return _change(call, call.site.replays.cancel)
 
 
+def acknowledge_alarm(call: Call) -> dict[str, Any]:
+    return call.site.alarms.acknowledge(call.actor, call.body.alarm, call.body.reason)
+
+
 def resolve(call: Call) -> dict[str, int]:
     return _settle(call, Verdict.RESOLVED)
 

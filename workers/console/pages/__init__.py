@@ -13,6 +13,7 @@ from workers.console.site import form, page
 def routes() -> list[Route]:
     return [
         page("/", overview.overview),
+        form("/alarms/acknowledge", overview.acknowledged, Role.OPERATOR),
         page("/notifications", notifications.listed),
         page("/notifications/{id}", notifications.shown),
         page("/payments", payments.listed),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from receiver.errors import LedgerAway
+from workers.alarms import desk
 from workers.console.charts import Hour
-from workers.console.site import Visit
+from workers.console.site import Visit, redirect
 
 
 def overview(visit: Visit) -> Response:
@@ -27,4 +29,18 @@ def overview(visit: Visit) -> Response:
         for provider, facility in site.settings.endpoints
         for key in [(provider, facility)]
     ]
-    return visit.page("overview.html", health=health, endpoints=rows)
+    return visit.page("overview.html", health=health, alarms=_alarms(visit, health), endpoints=rows)
+
+
+def _alarms(visit: Visit, health: dict[str, Any]) -> list[dict[str, Any]]:
+    """While the ledger is away: what this machine knows of them; nobody can acknowledge one then."""
+    try:
+        with visit.ledger() as connection:
+            return desk.listed(connection)
+    except LedgerAway:
+        return [each | {"means": "", "do": "", "acknowledged_by": None, "fixed": True} for each in health["alarms"]]
+
+
+def acknowledged(visit: Visit) -> Response:
+    visit.site.alarms.acknowledge(visit.actor, visit.given("alarm"), visit.given("reason"))
+    return redirect("/")

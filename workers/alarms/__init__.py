@@ -1,0 +1,1 @@
+"""Alarms that know the sender: what is wrong, who is told, and what was said about it."""
