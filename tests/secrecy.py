@@ -25,6 +25,7 @@ KNOWN = (
     *("acl-accept-password", "acl-worker-password", "acl-console-password", "role-owner-password"),
     *("console-client-key-of-32-characters!", "operators-password-17", "queue-password", "sentinel-password"),
     *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass"),
+    *("mail-password-of-the-tests", "whsec_bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctMQ=="),
 )
 """Secrets that tests configure, long and odd enough to stand nowhere else."""
 

@@ -81,9 +81,10 @@ class Installation:
         queue: str = "",
         store: str = "",
         receive: str = "",
+        alarms: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`queue`, `store` and `receive` are further lines of those tables."""
+        """`queue`, `store`, `receive` and `alarms` are further lines of those tables."""
         self._environment = environment
         self.folder = folder
         self.config = folder / "postback.toml"
@@ -95,7 +96,7 @@ class Installation:
         self.config.write_text(
             f'data_dir = "var"\n[receive]\nbind = "127.0.0.1:{self.port}"\n{receive}\n'
             f'[console]\nbind = "127.0.0.1:{self.console_port}"\n'
-            f"[queue]\n{queue}\n[store]\n{store}\n"
+            f"[queue]\n{queue}\n[store]\n{store}\n[alarms]\n{alarms}\n"
             f'[security]\nseal_keys = ["old-seal-key", "new-seal-key"]\napi_keys = ["{API_KEY}"]\n{ENDPOINTS}'
         )
         self.client = httpx.Client(base_url=self.url, timeout=15, trust_env=False)
