@@ -18,7 +18,7 @@ from receiver import cards, logs, metrics
 from receiver.attempts import Attempts
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.expected import HeldLimit, Tokens
-from receiver.inbox import Inbox
+from receiver.inbox import Commits
 from receiver.notification import Envelope, Expectation, new_id, now_us
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint, Identity, Message, Provider
@@ -71,7 +71,7 @@ class Accept:
     def __init__(
         self,
         settings: Settings,
-        inbox: Inbox,
+        inbox: Commits,
         tokens: Tokens,
         held: HeldLimit,
         refusals: RefusalLog,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,13 +19,17 @@ from receiver.attempts import Attempts
 from receiver.buckets import Buckets
 from receiver.connection import connect, connect_async
 from receiver.errors import NotStored, Reason, Refused
-from receiver.inbox import Inbox
+from receiver.inbox import Commits, Inbox
 from receiver.refusals import RefusalLog
 from receiver.return_log import ReturnLog
 from receiver.returns import PREFIX, Returns
 from receiver.secret_use import Uses
 from receiver.settings import Settings
 from receiver.signing import Seal, matches
+
+if TYPE_CHECKING:
+    from receiver.traced import TracedAccept
+    from receiver.tracing import Tracing
 
 log = logs.get("receiver.app")
 
@@ -46,7 +50,9 @@ def build(settings: Settings) -> Application:
     receive = settings.receive
     held = expected.HeldLimit(lookups, lambda: inbox.redis_answers, receive.max_held, receive.max_held_per_address)
     attempts = Attempts(Buckets(lookups, lambda: inbox.redis_answers), receive)
-    accept = Accept(settings, inbox, tokens, held, refusals, attempts)
+    tracing, commits = _with_traces(settings, inbox)
+    accept = Accept(settings, commits, tokens, held, refusals, attempts)
+    notify = _traced(accept, tracing, settings)
     uses = Uses(settings, redis)
     seen = ReturnLog(redis, Seal(settings.security.seal_keys, "returns"), lambda: inbox.redis_up)
     returns = Returns(settings, accept, seen)
@@ -65,6 +71,8 @@ def build(settings: Settings) -> Application:
         await refusals.stop()
         await lookups.aclose()
         redis.close()
+        if tracing:
+            await asyncio.to_thread(tracing.stop)
 
     rest = Starlette(
         routes=[
@@ -86,7 +94,7 @@ def build(settings: Settings) -> Application:
 
     def app(scope: Any, receive: Any, send: Any) -> Awaitable[None]:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/notify/"):
-            return accept(scope, receive, send)
+            return notify(scope, receive, send)
         if scope["type"] == "http" and scope["raw_path"].startswith(PREFIX):
             return returns(scope, receive, send)
         if scope["type"] == "http":
@@ -96,7 +104,7 @@ def build(settings: Settings) -> Application:
 
     def use(settings: Settings) -> None:
         metrics.begin(settings.endpoint)
-        accept.use(settings)
+        notify.use(settings)
         returns.use(settings)
         inbox.use(Seal(settings.security.seal_keys, "batch"))
         seen.use(Seal(settings.security.seal_keys, "returns"))
@@ -105,6 +113,26 @@ def build(settings: Settings) -> Application:
         rest.state.seal = Seal(settings.security.seal_keys, "expectation")
 
     return Application(app, use)
+
+
+def _with_traces(settings: Settings, inbox: Inbox) -> tuple[Tracing | None, Commits]:
+    """Where spans go, and the inbox that leaves them. Nothing of the extra is loaded where it is not asked for."""
+    if settings.tracing.endpoint is None:
+        return None, inbox
+    from receiver.tracing import Tracing
+
+    tracing = Tracing(settings, "serve")
+    from receiver.traced import TracedInbox
+
+    return tracing, TracedInbox(inbox, tracing.tracer)
+
+
+def _traced(accept: Accept, tracing: Tracing | None, settings: Settings) -> Accept | TracedAccept:
+    if tracing is None:
+        return accept
+    from receiver.traced import TracedAccept
+
+    return TracedAccept(accept, tracing.tracer, settings)
 
 
 class Application:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from redis.exceptions import RedisError
 from rq import Queue
@@ -65,6 +65,12 @@ ALONE_FOR = 50
 DRAIN_EVERY = 0.5
 _NOTE = 80
 """Bytes of what stands in the file of the turn."""
+
+
+class Commits(Protocol):
+    """What `Inbox.commit` promises."""
+
+    async def commit(self, envelope: Envelope) -> None: ...
 
 
 class Inbox:

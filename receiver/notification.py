@@ -79,6 +79,9 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     quarantine: str
     """The reason slug, or "" when the body could be read and believed."""
     detail: str
+    trace: str = ""
+    """The W3C ``traceparent`` under which a worker goes on, where traces are asked for. Last and with a default:
+    workers of another version read envelopes with and without it."""
 
 
 _ENVELOPES = msgspec.msgpack.Decoder(list[Envelope])

@@ -141,6 +141,13 @@ class Store(_Section, frozen=True):
     """None: SQLite under `data_dir`."""
 
 
+class Tracing(_Section, frozen=True):
+    endpoint: str | None = None
+    """Where spans go, by OTLP over HTTP; None: there are no traces."""
+    sample: float = 1.0
+    """The share of the traces that are kept."""
+
+
 class Retention(_Section, frozen=True):
     """How long what is kept besides the records themselves stays; what has no period stays for ever."""
 
@@ -251,6 +258,7 @@ class Settings(_Section, frozen=True):
     replay: Replay = Replay()
     retention: Retention = Retention()
     alarms: Alarms = Alarms()
+    tracing: Tracing = Tracing()
     endpoint: tuple[Any, ...] = ()
 
     @property
@@ -380,6 +388,10 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("replay.per_second: must be 1 or more.")
     _check_retention(settings.retention)
     _check_alarms(settings.alarms)
+    if settings.tracing.endpoint is not None and not _is_http(settings.tracing.endpoint):
+        raise ConfigurationError("tracing.endpoint: must be an address such as http://127.0.0.1:4318/v1/traces.")
+    if not 0 <= settings.tracing.sample <= 1:
+        raise ConfigurationError("tracing.sample: must be between 0 and 1.")
     host_and_port(settings.receive.bind, "receive.bind")
     if settings.work.metrics_bind is not None:
         host_and_port(settings.work.metrics_bind, "work.metrics_bind")
@@ -530,6 +542,18 @@ def _is_web_address(url: str) -> bool:
         return False
     printable = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
     return usable and printable and (parts.scheme == "https" or (parts.scheme == "http" and local))
+
+
+def _is_http(url: str) -> bool:
+    """In clear as well: a collector is often next door, and spans name endpoints and ids only. No credentials: a secret
+    goes into OTEL_EXPORTER_OTLP_HEADERS."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
 
 
 def _check_settlement(endpoint: Any, place: str) -> None:

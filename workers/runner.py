@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -50,6 +50,9 @@ from workers.maintenance import (
 from workers.pipeline import Pipeline
 from workers.replay_runner import RUN_REPLAY, ReplayRunner, wake_stalled
 from workers.retention import Daily
+
+if TYPE_CHECKING:
+    from receiver.tracing import Tracing
 
 log = logs.get("workers.runner")
 
@@ -350,7 +353,7 @@ def work(settings: Settings) -> None:
     """Works until SIGTERM or SIGINT; the batch in hand is finished first."""
     ledger = open_revision(settings)
     keys = settings.security.seal_keys
-    pipeline = Pipeline(settings.endpoints, ledger, Seal(keys, "batch"))
+    tracing, pipeline = _with_traces(settings, ledger, Seal(keys, "batch"))
     replay_seal = Seal(keys, "replay")
     replays = ReplayRunner(ledger, pipeline, Audit(keys), settings.replay.per_second)
     jobs.context = jobs.Context(pipeline, Seal(keys, "expectation"), Seal(keys, "returns"), replays, replay_seal)
@@ -388,4 +391,17 @@ def work(settings: Settings) -> None:
             time.sleep(WAIT_FOR_REDIS)
     watch.stop()
     log.info("worker_stopped")
+    if tracing:
+        tracing.stop()
     ledger.engine.dispose()
+
+
+def _with_traces(settings: Settings, ledger: Ledger, seal: Seal) -> tuple[Tracing | None, Pipeline]:
+    """Where spans go, and the pipeline that leaves them. Nothing of the extra is loaded where it is not asked for."""
+    if settings.tracing.endpoint is None:
+        return None, Pipeline(settings.endpoints, ledger, seal)
+    from receiver.tracing import Tracing
+    from workers.tracing import TracedPipeline
+
+    tracing = Tracing(settings, "work")
+    return tracing, TracedPipeline(settings.endpoints, ledger, seal, tracing)

@@ -82,7 +82,8 @@ def test_one_of_each(client: Client) -> None:
     payment = client.get(f"/payments/{conflict['provider']}/{conflict['facility']}/p/0").json()
     assert payment["amount"] == "12.50"
     assert len(payment["events"]) == 1
-    assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
+    needing = client.get("/attention?kind=failed").json()
+    assert (needing["counts"]["failed"], needing["means"][:16]) == (3, "A fault of ours:")
     assert client.get("/health").json()["database"]["status"] == "up"
     for path in ("/refusals", "/replays", "/audit", "/reconciliations"):
         assert client.get(path).json()["items"] == []
@@ -128,6 +129,8 @@ def test_every_refusal_is_on_one_page(client: Client, redis: Redis) -> None:
     sizes, cursor = [], ""
     while True:
         page = client.get(f"/refusals?limit=2&reason=source_refused{cursor}").json()
+        assert page["total"] == sum(each["refused"] for each in page["counts"])
+        assert page["counts"][0] == page["counts"][0] | {"reason": "source_refused", "facility": "main"}
         sizes.append([each["size"] for each in page["items"]])
         if page["next"] is None:
             break
@@ -279,9 +282,13 @@ def test_attention_is_settled_and_reopened(client: Client) -> None:
     problem(client.post("/attention/resolve", body, "viewer"), 403, "role_refused")
     assert client.post("/attention/resolve", body).json() == {"settled": 1}
     problem(client.post("/attention/ignore", body), 409, "state_changed")
+    shown = client.get(f"/notifications/{first['subject']}").json()
+    assert shown["attention"]["failed"]["reason"] == "asked the bank"
+    assert [each["what"] for each in shown["timeline"]] == ["received", "failed", "resolved"]
     (settled,) = client.get("/attention?kind=failed&settled=true").json()["items"]
     assert settled["resolution"]["operator"] == "shop-operator"
     assert client.post("/attention/reopen", body).json() == {"reopened": 1}
+    assert client.get(f"/notifications/{first['subject']}").json()["attention"] == {"failed": None}
     assert client.get("/attention?kind=failed").json()["counts"]["failed"] == 3
 
 

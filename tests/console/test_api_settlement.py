@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,7 @@ from tests.workers.material import rows
 from tests.workers.settlement import Desk, row
 from workers import audit
 from workers.console import receiving, uploads
+from workers.console.pages import reconciliations as pages
 from workers.ledger.ledger import Ledger
 from workers.ledger.queries import reading
 from workers.ledger.reconciliations import Reconciliations
@@ -74,6 +76,29 @@ def test_a_file_is_reconciled_and_in_the_trail(client: Client) -> None:
         ("reconciled", "shop-operator", "203.0.113.9"),
         ("reconciliation_begun", "shop-operator", "203.0.113.9"),
     ]
+
+
+def test_every_run_is_on_one_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [give(client, b"").json()["reconciliation_id"] for _ in range(5)]
+    seen, cursor = [], ""
+    while True:
+        page = client.get(f"/reconciliations?limit=2&facility=acme{cursor}").json()
+        seen += [each["id"] for each in page["items"]]
+        if page["next"] is None:
+            break
+        cursor = f"&cursor={page['next']}"
+    assert seen == runs[::-1]
+    assert client.get("/reconciliations?facility=other").json() == {"items": [], "next": None}
+    problem(client.get("/reconciliations?cursor=x"), 400, "cursor_malformed")
+    monkeypatch.setattr(pages, "SHOWN", 2)
+    browser, seen, where = client.browser, [], "/reconciliations"
+    browser.sign_in("vera")
+    while where:
+        shown = browser.get(where).text
+        seen += re.findall(r'<th scope="row"><a href="/reconciliations/([^"]+)"', shown)
+        where = shown.partition('rel="next" href="')[2].partition('"')[0]
+    assert seen == runs[::-1]
+    assert browser.get("/reconciliations?after=x").status_code == 400
 
 
 def test_a_dry_run_writes_nothing(client: Client) -> None:

@@ -195,8 +195,25 @@ def test_settling(filled: Browser) -> None:
     assert (done.status_code, done.headers["location"]) == (303, "/")
     assert filled.post("/attention/settle", {**given, "verdict": "ignored", "reason": "a test"}).status_code == 409
     assert "a test" in filled.get("/attention?kind=failed&settled=1").text
+    shown = filled.get(f"/notifications/{subject.rpartition('/')[2]}").text
+    assert re.search(r'<li class="ignored">.*by oscar: a test', shown)
     reopened = filled.post("/attention/reopen", {**given, "reason": "not yet"})
     assert reopened.headers["location"] == "/attention?kind=failed"
+
+
+def test_a_mismatch_is_settled_where_it_is_seen(browser: Browser) -> None:
+    said = event(payment_id="p/1", partial=True, amount=999, currency="AUD")
+    Ledger(browser.site.engine).record([processed("k", said, id=new_id(now_us()))])
+    browser.sign_in("oscar")
+    where = "/payments/checkout/main?id=p%2F1"
+    page = browser.get(where).text
+    assert "settle it, with a reason" in page
+    _, _, form = page.partition('action="/attention/settle"')
+    fields = dict(re.findall(r'name="(token|kind|subject|back)" value="([^"]+)"', form))
+    done = browser.post("/attention/settle", {**fields, "verdict": "resolved", "reason": "a discount"})
+    assert (done.status_code, done.headers["location"]) == (303, where)
+    assert "by oscar" in browser.get(where).text
+    assert "settle it, with a reason" not in browser.get(where).text
 
 
 def test_amounts_keep_their_spaces(browser: Browser) -> None:
@@ -207,3 +224,35 @@ def test_amounts_keep_their_spaces(browser: Browser) -> None:
         page = browser.get(path)
         assert "1\u202f234\u202f567.89\u00a0EUR" in page.text
         assert "\N{REPLACEMENT CHARACTER}" not in page.text
+
+
+def test_what_fits_is_exported_and_in_the_trail(filled: Browser) -> None:
+    page = filled.get("/notifications?state=failed").text
+    _, _, form = page.partition('action="/notifications/export"')
+    fields = dict(re.findall(r'name="(token|state|search)" value="([^"]+)"', form))
+    assert fields["state"] == "failed"
+    for format_, kind in (("csv", "text/csv; charset=utf-8"), ("jsonl", "application/jsonl")):
+        file = filled.post("/notifications/export", {**fields, "format": format_, "reason": "for the bank"})
+        assert (file.status_code, file.headers["content-type"]) == (200, kind)
+        assert file.headers["content-disposition"] == f'attachment; filename="notifications.{format_}"'
+        assert file.text.count("interpretation_failed") == 1
+    trail = filled.get("/audit").text
+    assert trail.count("<td>exported</td>") == trail.count("for the bank") == 2
+    assert filled.post("/notifications/export", {**fields, "format": "xml"}).status_code == 400
+    assert filled.post("/notifications/export", {**fields, "format": "csv", "state": "none"}).status_code == 400
+    assert filled.post("/notifications/export", {**fields, "format": "csv", "token": "x"}).status_code == 403
+
+
+def test_payments_that_are_not_as_expected(browser: Browser) -> None:
+    said = (event(payment_id="p1"), event(payment_id="p2", partial=True))
+    Ledger(browser.site.engine).record([processed(f"k{n}", each, id=new_id(now_us())) for n, each in enumerate(said)])
+    browser.sign_in("vera")
+    page = browser.get("/payments?mismatch=1").text
+    assert ("p2" in page, "p1" in page) == (True, False)
+    assert "checked" in page
+
+
+def test_what_needs_attention_at_one_endpoint(filled: Browser) -> None:
+    for endpoint, rows in (("", 1), ("checkout", 1), ("checkout/main", 1), ("paymentz", 0), ("checkout/none", 0)):
+        page = filled.get(f"/attention?kind=failed&endpoint={endpoint}").text
+        assert page.count('name="subject"') == rows, endpoint

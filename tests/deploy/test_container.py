@@ -28,9 +28,10 @@ from sqlalchemy import make_url, text
 from receiver import settings as configuration
 from receiver.connection import durability
 from receiver.settings import Settings
+from tests.deploy.programs import program
 from tests.live.apart import DEPLOY
 from tests.live.installation import Installation
-from tests.servers import SERVERS, absent, eventually, free_port
+from tests.servers import SERVERS, eventually, free_port
 from workers.cli.main import app
 from workers.ledger import database
 
@@ -40,15 +41,6 @@ COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text(
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"] == "postback"]
 SECRETS = "/run/secrets/"
-
-
-def program(name: str) -> str:
-    """One that came with the tests, or that the machine has."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if found is None:
-        absent(name, FileNotFoundError(f"{name} is not installed"))
-        raise AssertionError
-    return found
 
 
 def instruction(name: str) -> str:

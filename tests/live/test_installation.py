@@ -180,6 +180,10 @@ def test_every_row_of_the_status_table(running: Installation) -> None:
         "body_too_large",
         "body_too_slow",
     }
+    chosen = running.json("refusals", "list", "--reason", "body_empty", "--provider", "quickstream", "--limit", "5")
+    assert [row["reason"] for row in chosen] == ["body_empty"]
+    assert running.json("refusals", "list", "--facility", "none") == []
+    assert running.run("refusals", "list", "--reason", "none").returncode == 2
     text = running.run("refusals", "list").stdout
     assert "pässword" not in text
     assert "7100" not in text

@@ -63,6 +63,12 @@ def test_finds_exactly_the_differences_that_the_file_has(installation: Installat
     trail = installation.json("audit", "list")
     assert [each["action"] for each in trail] == ["reconciled", "reconciliation_begun"] * 2
     assert {each["origin"].partition(" on ")[0] for each in trail} == {"command"}
+    second, first = installation.json("reconciliations", "list", "--facility", "acme")
+    assert (first["id"], first["entered"], second["entered"]) == (run["id"], 4, 0)
+    (shown,) = installation.json("reconciliations", "show", run["id"])
+    assert [each["kind"] for each in shown["found"]] == [each["kind"] for each in found]
+    assert "amount_differs" in installation.run("reconciliations", "show", run["id"]).stdout
+    assert installation.run("reconciliations", "show", "none").returncode == 2
 
 
 @pytest.mark.parametrize(

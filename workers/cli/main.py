@@ -25,6 +25,7 @@ from workers.cli import (
     purge,
     rebuild,
     reconcile,
+    reconciliations,
     refusals,
     replays,
     simulate,
@@ -58,6 +59,7 @@ app.add_typer(operator.app, name="operator")
 simulate.register(app)
 watch.register(app)
 reconcile.register(app)
+app.add_typer(reconciliations.app, name="reconciliations")
 
 
 def main() -> None:

@@ -50,16 +50,13 @@ def list_(
 @app.command()
 def show(notification_id: str, as_json: options.AsJson = False, config: options.Config = None) -> None:
     """Show one notification: its raw body, what was made of it, every delivery."""
+    from workers import showing
     from workers.cli.ledger import opened_with
-    from workers.ledger import queries
     from workers.ledger.bodies import Bodies
-    from workers.ledger.timeline import timeline
 
     settings = options.settings(config)
     with opened_with(settings) as connection:
-        found = queries.show_notification(connection, notification_id, Bodies(settings.security.body_keys))
-        if found is not None:
-            found["timeline"] = timeline(connection, found["id"])
+        found = showing.notification(connection, notification_id, Bodies(settings.security.body_keys))
     if found is None:
         raise typer.BadParameter("there is no notification with this id.")
     if as_json:

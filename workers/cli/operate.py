@@ -89,6 +89,18 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         yield _body_keys(settings)
     yield from alarms.examine(settings)
     yield _disk(settings)
+    if settings.tracing.endpoint is not None:
+        yield _tracing(settings)
+
+
+def _tracing(settings: Settings) -> Finding:
+    from receiver.errors import ConfigurationError
+
+    try:
+        import receiver.tracing  # noqa: F401
+    except ConfigurationError as error:
+        return Finding("tracing", "fault", str(error))
+    return Finding("tracing", "ok", f"{settings.tracing.sample:.0%} of the traces are kept")
 
 
 def _endpoints(settings: Settings) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ class Asked(msgspec.Struct, frozen=True):
     """``provider/facility``, or a provider alone."""
     since: str = ""
     until: str = ""
+    mismatch: str = ""
+    """Of payments: only those that are not as expected."""
 
     @property
     def anything(self) -> bool:
@@ -33,8 +35,16 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def asked(visit: Visit, states: Sequence[str]) -> Asked:
-    """Raises `Trouble` for a state that does not exist and for a search that is too long."""
-    found = Asked(*(visit.asked(name) for name in Asked.__struct_fields__))
+    """What the address asks for. Raises `Trouble` for a state that does not exist and for a search that is too long."""
+    return _checked(Asked(*(visit.asked(name) for name in Asked.__struct_fields__)), states)
+
+
+def given(visit: Visit, states: Sequence[str]) -> Asked:
+    """The same of a form."""
+    return _checked(Asked(*(visit.given(name) for name in Asked.__struct_fields__)), states)
+
+
+def _checked(found: Asked, states: Sequence[str]) -> Asked:
     if found.state and found.state not in states:
         raise Trouble(400, "There is no such state", f"It is one of {', '.join(states)}.")
     if len(found.search) > LONGEST_SEARCH:
@@ -44,7 +54,7 @@ def asked(visit: Visit, states: Sequence[str]) -> Asked:
     return found
 
 
-def wanted(asked: Asked, limit: int) -> Filter:
+def wanted(asked: Asked, limit: int | None) -> Filter:
     """Raises `Trouble` for a time that cannot be read."""
     provider, _, facility = asked.endpoint.partition("/")
     return Filter(
@@ -55,6 +65,7 @@ def wanted(asked: Asked, limit: int) -> Filter:
         until=_moment(asked.until, "To", whole_day=True),
         search=asked.search or None,
         limit=limit,
+        mismatch=bool(asked.mismatch),
     )
 
 

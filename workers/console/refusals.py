@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterable
 from itertools import dropwhile
 from typing import Any
 
 from redis import Redis
 
 from receiver.refusals import STREAM, Place, Refusal, read
+
+Counted = Counter[tuple[str, str, str]]
+"""How many were refused, by reason, provider and facility."""
+
+
+def counted(refusals: Iterable[Refusal]) -> Counted:
+    return Counter((each.reason, each.provider, each.facility) for each in refusals)
 
 
 class Refusals:

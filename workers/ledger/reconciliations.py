@@ -132,10 +132,12 @@ def _file_lock(engine: Engine) -> Iterator[bool]:
         os.close(file)
 
 
-def list_reconciliations(connection: Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """The runs, newest first."""
+def list_reconciliations(connection: Connection, wanted: Filter, before: str | None = None) -> Iterator[dict[str, Any]]:
+    """The runs, newest first; those before the run with the id `before`."""
     columns = reconciliations.c
     query = select(reconciliations).order_by(columns.id.desc())
+    if before is not None:
+        query = query.where(columns.id < before)
     if wanted.provider is not None:
         query = query.where(columns.provider == wanted.provider)
     if wanted.facility is not None:

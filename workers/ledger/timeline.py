@@ -15,8 +15,8 @@ _SETTLED = ("resolved", "ignored", "reopened")
 def timeline(connection: Connection, notification_id: str) -> list[dict[str, Any]]:
     """Oldest first, each ``at, what, by, source, detail, id``: `by` an operator, `id` that of a delivery or a replay.
 
-    `what` is ``received``, ``duplicate``, ``conflict``, a state (``processed``, ``failed``, ...), ``replayed``,
-    ``resolved``, ``ignored`` or ``reopened``. Empty for an unknown id.
+    `what` is ``received``, ``duplicate``, ``conflict``, a state (``processed``, ``failed``, ...), ``replay_asked_for``
+    until that is done, then ``replayed``, ``resolved``, ``ignored`` or ``reopened``. Empty for an unknown id.
     """
     c = notifications.c
     row = connection.execute(
@@ -32,10 +32,15 @@ def timeline(connection: Connection, notification_id: str) -> list[dict[str, Any
     ):
         what = "conflict" if repeat.conflict else "duplicate"
         happened.append(_happened(repeat.received_at, what, source=repeat.source, of=repeat.id))
-    done = [each for each in replays.of_notification(connection, row.id) if each["done_at"] is not None]
+    known = replays.of_notification(connection, row.id)
+    done = [each for each in known if each["done_at"] is not None]
     if not any(each.get("was") != each.get("now") for each in done):
         # Else it was last written by a replay.
         happened.append(_happened(row.processed_at, row.state, detail=row.reason or None))
+    for each in known:
+        if each["done_at"] is None:
+            by, of = each["created_by"], each["replay_id"]
+            happened.append(_happened(each["created_at"], "replay_asked_for", by=by, detail=each["reason"], of=of))
     for each in done:
         change = f"{each['was']} → {each['now']}, " if each.get("was") != each.get("now") else ""
         detail = f"{change}{each['outcome'].replace('_', ' ')}: {each['reason']}"

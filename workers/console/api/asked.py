@@ -78,7 +78,7 @@ class Payments(_List, frozen=True):
 
 
 class Reconciliations(_List, frozen=True):
-    """Further ones are asked for with `until`."""
+    cursor: Cursor | msgspec.UnsetType = msgspec.UNSET
 
 
 class Refusals(_Asked, frozen=True):

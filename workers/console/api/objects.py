@@ -51,6 +51,8 @@ class NotificationDetail(Notification, frozen=True):
     event: dict[str, Any] | None
     repeats: list[dict[str, Any]]
     timeline: list[dict[str, Any]]
+    attention: dict[str, dict[str, Any] | None]
+    """Each kind for which it needs a person, with how that was settled, or null while it is open."""
 
 
 class Payment(_Object, frozen=True):
@@ -85,6 +87,8 @@ class PaymentDetail(Payment, frozen=True):
     differs: list[str]
     returns: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    attention: dict[str, dict[str, Any] | None]
+    """A mismatch, as of a notification."""
 
 
 class PaymentPage(_Object, frozen=True):
@@ -105,7 +109,17 @@ class Refusal(_Object, frozen=True):
     content_type: str
 
 
+class RefusalCount(_Object, frozen=True):
+    reason: str
+    provider: str
+    facility: str
+    refused: int
+
+
 class RefusalPage(_Object, frozen=True):
+    total: int
+    """Of all that are kept, as `counts` is."""
+    counts: list[RefusalCount]
     items: list[Refusal]
     """The newest first; the last 10,000 are kept."""
     next: str | None
@@ -126,6 +140,9 @@ class Needing(_Object, frozen=True):
 class AttentionPage(_Object, frozen=True):
     counts: dict[str, int]
     """Of every kind, how many need attention now."""
+    means: str
+    """What this kind means, and what to `do`, in words for people."""
+    do: str
     items: list[Needing]
     next: str | None
 
@@ -228,8 +245,9 @@ class Reconciliation(_Object, frozen=True):
     finished_at: datetime | None
 
 
-class ReconciliationList(_Object, frozen=True):
+class ReconciliationPage(_Object, frozen=True):
     items: list[Reconciliation]
+    next: str | None
 
 
 class ReconciliationDetail(Reconciliation, frozen=True):

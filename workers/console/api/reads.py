@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from receiver import refusals as refused
 from receiver.errors import NotDone, Reason
 from workers import attention as needing
 from workers import audit as trail
+from workers import showing
 from workers.alarms import desk
 from workers.console.api import asked
 from workers.console.api.operation import Call
-from workers.ledger import details, pages, queries
+from workers.console.refusals import counted
+from workers.ledger import pages
 from workers.ledger import replays as replaying
 from workers.ledger.pages import NotificationPlace, Page
 from workers.ledger.reconciliations import list_reconciliations, show_reconciliation
 from workers.ledger.rows import storable
-from workers.ledger.timeline import timeline
 
 _HIGHEST_NUMBER = 15
 """Digits of the number of an audit entry."""
@@ -30,10 +31,10 @@ def notifications(call: Call) -> dict[str, Any]:
 
 def notification(call: Call) -> dict[str, Any]:
     with call.ledger() as connection:
-        found = queries.show_notification(connection, call.path["id"], call.site.bodies)
-        if found is None:
-            raise NotDone(Reason.UNKNOWN_ID, "There is no notification with this id.")
-        return found | {"timeline": timeline(connection, found["id"])}
+        found = showing.notification(connection, call.path["id"], call.site.bodies)
+    if found is None:
+        raise NotDone(Reason.UNKNOWN_ID, "There is no notification with this id.")
+    return found
 
 
 def payments(call: Call) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def payments(call: Call) -> dict[str, Any]:
 def payment(call: Call) -> dict[str, Any]:
     path = call.path
     with call.ledger() as connection:
-        found = details.payment(connection, path["provider"], path["facility"], path["payment_id"])
+        found = showing.payment(connection, path["provider"], path["facility"], path["payment_id"])
     if found is None:
         raise NotDone(Reason.UNKNOWN_ID, "No payment of this endpoint has this id.")
     return found
@@ -57,13 +58,20 @@ def refusals(call: Call) -> dict[str, Any]:
         before = refused.place(cursor) if cursor is not None else None
     except ValueError:
         raise _no_cursor() from None
+    kept = call.site.refusals.newest_first()
     found = [
         {"place": "{}-{}".format(*place), "refusal": refusal}
-        for place, refusal in call.site.refusals.newest_first(before)
-        if all(value is None or getattr(refusal, name) == value for name, value in wanted.items())
+        for place, refusal in kept
+        if (before is None or place < before)
+        and all(value is None or getattr(refusal, name) == value for name, value in wanted.items())
     ]
     page = _cut(found, call.query.limit, "place")
-    return page | {"items": [refused.shown(each["refusal"]) for each in page["items"]]}
+    counts = [
+        {"reason": reason, "provider": provider, "facility": facility, "refused": number}
+        for (reason, provider, facility), number in counted(each for _, each in kept).most_common()
+    ]
+    items = [refused.shown(each["refusal"]) for each in page["items"]]
+    return {"total": len(kept), "counts": counts, "items": items, "next": page["next"]}
 
 
 def activity(call: Call) -> dict[str, Any]:
@@ -87,7 +95,8 @@ def attention(call: Call) -> dict[str, Any]:
             cursor=asked.given(query.cursor),
             limit=query.limit,
         )
-        return {"counts": needing.counts(connection), "items": found.items, "next": found.next}
+        meaning = asdict(needing.MEANINGS[query.kind])
+        return {"counts": needing.counts(connection), **meaning, "items": found.items, "next": found.next}
 
 
 def alarms(call: Call) -> dict[str, Any]:
@@ -137,9 +146,11 @@ def audit_verdict(call: Call) -> dict[str, Any]:
 def reconciliations(call: Call) -> dict[str, Any]:
     wanted = asked.wanted(call.query)
     if not all(storable(text) for text in (wanted.provider or "", wanted.facility or "")):
-        return {"items": []}
+        return {"items": [], "next": None}
+    before = _place(call.query.cursor)
     with call.ledger() as connection:
-        return {"items": list(list_reconciliations(connection, wanted))}
+        found = list(list_reconciliations(connection, replace(wanted, limit=call.query.limit + 1), before))
+    return _cut(found, call.query.limit, "id")
 
 
 def reconciliation(call: Call) -> dict[str, Any]:

@@ -54,7 +54,14 @@ OPERATIONS: Sequence[Operation] = (
     Operation("GET", "/replays/{id}", reads.replay, objects.ReplayDetail, asked.Results, reasons=_CURSOR + _ID),
     Operation("GET", "/audit", reads.audit, objects.AuditPage, asked.Audit, reasons=_CURSOR),
     Operation("GET", "/audit/verify", reads.audit_verdict, objects.AuditVerdict),
-    Operation("GET", "/reconciliations", reads.reconciliations, objects.ReconciliationList, asked.Reconciliations),
+    Operation(
+        "GET",
+        "/reconciliations",
+        reads.reconciliations,
+        objects.ReconciliationPage,
+        asked.Reconciliations,
+        reasons=_CURSOR,
+    ),
     Operation(
         "POST",
         "/reconciliations",

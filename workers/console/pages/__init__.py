@@ -15,6 +15,7 @@ def routes() -> list[Route]:
         page("/", overview.overview),
         form("/alarms/acknowledge", overview.acknowledged, Role.OPERATOR),
         page("/notifications", notifications.listed),
+        form("/notifications/export", notifications.exported, Role.VIEWER),
         page("/notifications/{id}", notifications.shown),
         page("/payments", payments.listed),
         page("/payments/{provider}/{facility}", payments.shown),

@@ -47,17 +47,27 @@ def _refused(visit: Visit, sentence: str, status: int, settled: bool = False) ->
 def _list(visit: Visit, kind_: str, settled: bool, refused: str = "", status: int = 200) -> Response:
     if kind_ and kind_ not in list(Kind):
         raise Trouble(400, "There is no such kind", f"It is one of {', '.join(Kind)}.")
-    after = visit.asked("after")
+    after, endpoint = visit.asked("after"), visit.asked("endpoint")
+    provider, _, facility = endpoint.partition("/")
     with visit.ledger() as connection:
         counts = attention.counts(connection)
         # Without a choice: the first kind of which there is any.
         kind = Kind(kind_) if kind_ else next((each for each in Kind if counts[each]), Kind.FAILED)
-        found = attention.page(connection, kind, settled=settled, cursor=after or None, limit=SHOWN)
+        found = attention.page(
+            connection,
+            kind,
+            provider=provider or None,
+            facility=facility or None,
+            settled=settled,
+            cursor=after or None,
+            limit=SHOWN,
+        )
     return visit.page(
         "attention.html",
         status,
         counts=counts,
         kind=kind.value,
+        endpoint_asked=endpoint,
         meaning=attention.MEANINGS[kind],
         found=found,
         settled=settled,

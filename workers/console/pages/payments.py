@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from workers import showing
 from workers.console.asking import asked, wanted
 from workers.console.site import Trouble, Visit
-from workers.ledger import details, pages, queries
+from workers.ledger import pages, queries
 
 SHOWN = 50
 
@@ -22,9 +23,8 @@ def shown(visit: Visit) -> Response:
     """Its id is a parameter, since senders put anything into it."""
     path = visit.request.path_params
     with visit.ledger() as connection:
-        found = details.payment(
-            connection, path["provider"], path["facility"], visit.request.query_params.get("id", "")
-        )
+        id_ = visit.request.query_params.get("id", "")
+        found = showing.payment(connection, path["provider"], path["facility"], id_)
     if found is None:
         raise Trouble(404, "There is no such payment", "No payment of this endpoint has this id.")
     return visit.page("payment.html", payment=found)

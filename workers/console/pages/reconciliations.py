@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from itertools import islice
 from typing import Any
 
 from starlette.responses import Response
@@ -14,6 +13,7 @@ from workers.console import uploads
 from workers.console.receiving import Attached
 from workers.console.site import Trouble, Visit, redirect
 from workers.console.uploads import FINDINGS_SHOWN, Upload
+from workers.ledger.pages import NotificationPlace, cursor_of, place_of
 from workers.ledger.queries import Filter
 from workers.ledger.reconciliations import list_reconciliations, of_same_file, show_reconciliation
 from workers.ledger.rows import storable
@@ -87,11 +87,14 @@ def _place(upload: Upload) -> str:
 
 
 def _list(visit: Visit, status: int = 200, refused: str = "") -> Response:
+    after = visit.asked("after")
+    place = place_of(after or None, NotificationPlace)
     with visit.ledger() as connection:
-        found = list(islice(list_reconciliations(connection, Filter(limit=SHOWN)), SHOWN))
+        found = list(list_reconciliations(connection, Filter(limit=SHOWN + 1), place.id if place else None))
+    older = cursor_of(NotificationPlace(found[SHOWN - 1]["id"])) if len(found) > SHOWN else None
     written: dict[str, Any] = {name: visit.given(name) for name in _DAYS} | {"chosen": visit.given("endpoint")}
     written |= {"endpoints": visit.site.uploads.paths, "refused": refused}
-    return visit.page("reconciliations.html", status, found=found, **written)
+    return visit.page("reconciliations.html", status, found=found[:SHOWN], after=after, older=older, **written)
 
 
 def _day(visit: Visit, name: str, label: str) -> date | None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from starlette.responses import Response
 
 from receiver import refusals
 from receiver.errors import STATUS_OF
 from receiver.refusals import Refusal
+from workers.console.refusals import counted
 from workers.console.site import Trouble, Visit
 
 SHOWN = 200
+MOST_COUNTED = 50
 
 
 def listed(visit: Visit) -> Response:
@@ -24,7 +24,7 @@ def listed(visit: Visit) -> Response:
     except ValueError:
         raise Trouble(400, "Nothing was done", "The cursor is none of this list; start again without one.") from None
     found = [(place, _endpoint(each), each) for place, each in visit.site.refusals.newest_first()]
-    counted = Counter((each.reason, where) for _, where, each in found)
+    counts = counted(each for _, _, each in found).most_common(MOST_COUNTED)
     chosen = [each for each in found if reason in ("", each[2].reason) and endpoint in ("", each[1])]
     older = [each for each in chosen if before is None or each[0] < before]
     return visit.page(
@@ -32,7 +32,7 @@ def listed(visit: Visit) -> Response:
         found=[refusals.shown(each) | {"endpoint": where} for _, where, each in older[:SHOWN]],
         chosen=len(chosen),
         total=len(found),
-        counted=counted.most_common(50),
+        counted=[((why, f"{provider}/{facility}".strip("/")), number) for (why, provider, facility), number in counts],
         reason=reason,
         endpoint=endpoint,
         after=after,

@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from receiver.errors import NotDone
-from workers.console.asking import Asked, asked, wanted
+from workers.console.asking import Asked, asked, given, wanted
 from workers.console.site import Trouble, Visit, redirect
 from workers.ledger import queries, replays
 from workers.ledger.replays import State
@@ -45,7 +45,7 @@ def tried(visit: Visit) -> Response:
 
 def asked_for(visit: Visit) -> Response:
     ids = tuple(visit.form.get("id", ()))
-    ask = Asked(*(visit.given(name) for name in Asked.__struct_fields__))
+    ask = given(visit, queries.NOTIFICATION_STATES)
     chosen = _chosen(ids, ask)
     try:
         created = visit.site.replays.create(visit.actor, chosen, visit.given("reason"))
