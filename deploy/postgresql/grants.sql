@@ -2,6 +2,7 @@
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, postback_worker, postback_console;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO postback_worker, postback_console;
+-- Of alembic_version and compatibility that is all that they need: `postback migrate` alone writes them.
 
 -- The worker writes the ledger. A notification and a payment's past are never deleted; payments are, by
 -- `postback payments rebuild`, where nothing speaks of one any more. The audit trail only grows.

@@ -63,7 +63,7 @@ def migrate(
     url = database.url(settings)
     database.migrate(url)
     if not quiet:
-        print(f"The ledger is at revision {database.revisions(url)[0]}.")
+        print(f"The ledger is at revision {database.schema(url).current}.")
 
 
 def health(config: options.Config = None) -> None:
@@ -183,17 +183,21 @@ def _older_secrets(settings: Settings) -> Iterator[Finding]:
 
 def _ledger(settings: Settings) -> Finding:
     from receiver.errors import ConfigurationError, LedgerAway
-    from workers.ledger.database import revisions, url
+    from workers.ledger.database import schema, url
 
     if settings.store.database_url is None and not (settings.data_dir / "ledger.sqlite3").exists():
         return Finding("ledger", "note", "SQLite, not made yet; `postback up` or `postback migrate` makes it")
     try:
-        current, newest = revisions(url(settings))
+        found = schema(url(settings))
     except (LedgerAway, ConfigurationError) as error:
         return Finding("ledger", "fault", f"store.database_url: {error}")
-    if current != newest:
-        return Finding("ledger", "fault", f"at revision {current or 'none'}, not {newest}; run `postback migrate`")
-    return Finding("ledger", "ok", f"at revision {current}")
+    if found.fault:
+        return Finding("ledger", "fault", f"store.database_url: {found.fault}")
+    if found.current != found.newest:
+        return Finding(
+            "ledger", "note", f"at revision {found.current} of a newer version; this one works on it as well"
+        )
+    return Finding("ledger", "ok", f"at revision {found.current}")
 
 
 def _body_keys(settings: Settings) -> Finding:

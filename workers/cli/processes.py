@@ -374,9 +374,9 @@ def files_for(connections: int) -> int:
 
 def share_metrics(settings: Settings) -> None:
     """All processes of this machine show one set of figures. Must run before `receiver.metrics` is imported."""
-    from receiver import counted
-
-    counted.join(settings.data_dir / "metrics")
+    folder = settings.data_dir / "metrics"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def _require_durability(settings: Settings) -> None:
@@ -401,15 +401,16 @@ def _require_durability(settings: Settings) -> None:
 
 
 def require_schema(settings: Settings) -> None:
+    """Refuses to start on a ledger that is too old, or too new, for this version. One that is away is no fault."""
     from receiver.errors import ConfigurationError, LedgerAway
-    from workers.ledger.database import revisions, url
+    from workers.ledger.database import schema, url
 
     try:
-        current, newest = revisions(url(settings))
+        fault = schema(url(settings)).fault
     except LedgerAway:
         return
-    if current != newest:
-        raise ConfigurationError("store.database_url: the ledger is not up to date; run `postback migrate`.")
+    if fault:
+        raise ConfigurationError(f"store.database_url: {fault}")
 
 
 def _answers(redis: Any) -> bool:

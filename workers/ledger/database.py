@@ -6,14 +6,15 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from receiver.errors import ConfigurationError, LedgerAway
 from receiver.settings import Settings
+from workers.ledger.tables import compatibility
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 5_076_782_273_300
@@ -115,10 +116,33 @@ def _may_pass(error: DBAPIError) -> bool:
     return type(error) is DatabaseError or getattr(error.orig, "sqlstate", None) in _NOT_OF_THE_DATA
 
 
-def migrate(database_url: str) -> None:
-    """Brings the schema to the newest revision. Two processes may do it at the same time.
+class Schema(NamedTuple):
+    """What a ledger's schema is to this version. Migrations run while older versions still work, so a ledger may be
+    newer; it says itself since which revision that does no harm (`compatibility`)."""
 
-    Raises `ConfigurationError` for a ledger of a newer version, `LedgerAway` when the database does not answer.
+    current: str | None
+    """The revision of the database."""
+    newest: str
+    """That this version knows."""
+    works: bool
+    """Whether this version can work on it."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why not, in one sentence."""
+        if self.works:
+            return None
+        if self.current is None or self.current <= self.newest:
+            return f"the ledger is at revision {self.current or 'none'}, not {self.newest}; run `postback migrate`."
+        return f"the ledger belongs to a newer version of Postback (revision {self.current}); upgrade this one."
+
+
+def migrate(database_url: str) -> None:
+    """Brings the schema to the newest revision; one that is newer and does no harm stays as it is. Two processes may
+    do it at the same time.
+
+    Raises `ConfigurationError` for a ledger on which this version cannot work, `LedgerAway` when the database does not
+    answer.
     """
     from alembic import command
     from alembic.util.exc import CommandError
@@ -127,20 +151,25 @@ def migrate(database_url: str) -> None:
         with away_when_it_fails():
             command.upgrade(_alembic(database_url), "head")
     except CommandError:
-        raise ConfigurationError("store.database_url: the ledger belongs to a newer version of Postback.") from None
+        if fault := schema(database_url).fault:
+            raise ConfigurationError(f"store.database_url: {fault}") from None
 
 
-def revisions(database_url: str) -> tuple[str | None, str]:
-    """The revision of the database, and the newest that this version knows."""
+def schema(database_url: str) -> Schema:
+    """Raises `LedgerAway`, and `ConfigurationError` for a URL that names no database."""
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    newest = ScriptDirectory.from_config(_alembic(database_url)).get_current_head() or ""
+    script = ScriptDirectory.from_config(_alembic(database_url))
+    newest, known = script.get_current_head() or "", {each.revision for each in script.walk_revisions()}
     engine = open_engine(database_url)
     try:
         with away_when_it_fails(), engine.connect() as connection:
             reading = connection.execution_options(reading=True)
-            return MigrationContext.configure(reading).get_current_revision(), newest
+            current = MigrationContext.configure(reading).get_current_revision()
+            if current is None or current in known:
+                return Schema(current, newest, current == newest)
+            return Schema(current, newest, reading.scalar(select(compatibility.c.since)) in known)
     finally:
         engine.dispose()
 

@@ -393,3 +393,7 @@ alarm_watch = Table(
     Column("beaten_at", UtcTime, nullable=False),
 )
 """The one row: which machine looks after alarms, and a count that it raises as long as it does."""
+
+compatibility = Table("compatibility", metadata, Column("since", String(32), primary_key=True))
+"""One row: the oldest revision whose version of Postback still works on this ledger. Migrations alone write it; a
+version that knows this revision takes a ledger that is newer than itself."""
