@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from receiver.connection import durability
 from tests.live.apart import DEPLOY, certified, users
+from tests.live.apart import PASSWORDS as OF_PROCESSES
 from tests.live.installation import Installation
 from tests.servers import SERVERS, eventually, free_port, redis_server
 
@@ -36,6 +37,7 @@ class Servers:
 
     def __init__(self, folder: Path, certificates: Path) -> None:
         self.folder, self.certificates = folder, certificates
+        self._commands: list[list[str]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def url(self, port: int, scheme: str = "rediss") -> str:
@@ -54,7 +56,12 @@ class Servers:
         own = ["--dir", str(home), "--logfile", str(home / "log"), *self._tls(), *options]
         if "--sentinel" not in options:
             own += ["--aclfile", str(acl)]
-        self._processes.append(subprocess.Popen([program, str(configuration), *own]))
+        self._commands.append([program, str(configuration), *own])
+        self._processes.append(subprocess.Popen(self._commands[-1]))
+
+    def restart(self) -> None:
+        self.stop()
+        self._processes = [subprocess.Popen(command) for command in self._commands]
 
     def _tls(self) -> list[str]:
         names = {"cert-file": "server.pem", "key-file": "server.key", "ca-cert-file": "ca.pem"}
@@ -101,6 +108,27 @@ def doctor(folder: Path, url: str, more: str = "") -> tuple[str, str]:
     finally:
         here.close()
     return found["verdict"], found["detail"]
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_what_was_committed_is_there_after_a_restart(kind: str, certificates: Path, tmp_path: Path) -> None:
+    """The servers replay transactions with the rights of `default`, and drop those that it might not do."""
+    port = free_port()
+    program = redis_server() if kind == "redis" else SERVERS[kind](tmp_path).command()[0]
+    with servers(tmp_path, certificates) as started:
+        started.start(program, REDIS / "redis.conf", port, "--tls-port", "0", "--port", str(port))
+        url = started.url(port, "redis")
+        eventually(lambda: answers(url), what="the server")
+        with Redis.from_url(
+            url.replace("test:test", f"postback-accept:{OF_PROCESSES['accept']}"), socket_timeout=5
+        ) as client:
+            batch = client.pipeline(transaction=True)
+            # A transaction of one command is kept as that command.
+            batch.sadd("rq:queues", "rq:queue:notifications").rpush("rq:queue:notifications", "a batch").execute()
+        started.restart()
+        eventually(lambda: answers(url), what="the server again")
+        with Redis.from_url(url, socket_timeout=5) as client:
+            assert client.lrange("rq:queue:notifications", 0, -1) == [b"a batch"]
 
 
 @pytest.mark.parametrize("kind", SERVERS)
