@@ -1,7 +1,7 @@
 """Prometheus metrics of every process.
 
-With several accept processes the figures live in files of `PROMETHEUS_MULTIPROC_DIR`, which must be set before this
-module is imported; `workers.cli` does that when it starts a process.
+With several processes the figures live in files of a folder, which `receiver.counted` must join before this module is
+imported; `workers.cli` does that when it starts a process.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from receiver import counted
 from receiver.providers.base import Endpoint
+
+if (_name := counted.name) is not None:
+    values.ValueClass = values.MultiProcessValue(lambda: _name)  # type: ignore[no-untyped-call]
 
 _ENDPOINT = ("provider", "facility")
 
@@ -155,5 +160,6 @@ def expose() -> bytes:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        with counted.undisturbed(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])):
+            return generate_latest(registry)
     return generate_latest()

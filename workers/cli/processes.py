@@ -374,9 +374,9 @@ def files_for(connections: int) -> int:
 
 def share_metrics(settings: Settings) -> None:
     """All processes of this machine show one set of figures. Must run before `receiver.metrics` is imported."""
-    folder = settings.data_dir / "metrics"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    from receiver import counted
+
+    counted.join(settings.data_dir / "metrics")
 
 
 def _require_durability(settings: Settings) -> None:
