@@ -117,3 +117,10 @@ def test_the_accept_processes_cannot_open_the_ledger() -> None:
     (closed,) = values(text("postback-serve.service"), "InaccessiblePaths")
     (ledger,) = re.findall(r'database_url = "sqlite:///(/\S+)/ledger.sqlite3"', PAGE)
     assert closed == f"-{ledger}"
+
+
+def test_who_is_reached_from_the_internet_reaches_this_machine_only() -> None:
+    alone = {name for name in SERVICES if values(text(name), "IPAddressDeny") == ["any"]}
+    # The others send alarms, by mail and webhook.
+    assert alone == {"postback-serve.service", "postback-reconcile.service"}
+    assert not values(HARDENING, "IPAddressDeny")
