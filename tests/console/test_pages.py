@@ -12,6 +12,8 @@ from receiver.notification import new_id, now_us
 from tests.console.conftest import Browser
 from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
+from workers.console import words
+from workers.console.health import Health
 from workers.console.render import commands
 from workers.ledger.ledger import Interpreted, Ledger
 
@@ -237,6 +239,7 @@ def test_what_fits_is_exported_and_in_the_trail(filled: Browser) -> None:
         assert file.headers["content-disposition"] == f'attachment; filename="notifications.{format_}"'
         assert file.text.count("interpretation_failed") == 1
     trail = filled.get("/audit").text
+    assert "format jsonl, state failed" in trail
     assert trail.count("<td>exported</td>") == trail.count("for the bank") == 2
     assert filled.post("/notifications/export", {**fields, "format": "xml"}).status_code == 400
     assert filled.post("/notifications/export", {**fields, "format": "csv", "state": "none"}).status_code == 400
@@ -256,3 +259,36 @@ def test_what_needs_attention_at_one_endpoint(filled: Browser) -> None:
     for endpoint, rows in (("", 1), ("checkout", 1), ("checkout/main", 1), ("paymentz", 0), ("checkout/none", 0)):
         page = filled.get(f"/attention?kind=failed&endpoint={endpoint}").text
         assert page.count('name="subject"') == rows, endpoint
+
+
+def test_the_overview_says_that_somebody_must_look(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when everything runs: what is quarantined is no fault of the installation."""
+    state = browser.site.health.now() | {"problems": [], "status": "ok"}
+    monkeypatch.setattr(Health, "now", lambda self: state)
+    browser.sign_in("vera")
+    assert "All is well" in browser.get("/").text
+    state["database"] |= {"quarantined": 2, "conflicts": 1}
+    page = browser.get("/").text
+    assert ("All is well" in page, "3 need a person to look" in page) == (False, True)
+
+
+def test_what_a_replay_would_make_is_short() -> None:
+    made = {"state": "captured", "amount": "12.50", "surcharge": "0.00", "response_code": "00", "mismatch": False}
+    assert words.changes(None, made) == [
+        ("state", None, "captured"),
+        ("amount", None, "12.50"),
+        ("response_code", None, "00"),
+    ]
+    assert words.changes(made, made | {"state": "refunded"}) == [("state", "captured", "refunded")]
+    assert words.changes(made, None) == []
+
+
+def test_facts_of_the_trail_are_one_line() -> None:
+    facts = {
+        "notifications": 3,
+        "needs_approval": True,
+        "chosen": {"ids": ["a", "b"]},
+        "sha256": "f" * 64,
+        "none": None,
+    }
+    assert words.facts(facts) == f"notifications 3, needs approval yes, chosen (ids a and 1 more), sha256 {'f' * 16}…"

@@ -149,7 +149,9 @@ async def static(request: Request) -> Response:
 def _message(request: Request, status: int, title: str, sentence: str) -> Response:
     site: Site = request.app.state.site
     visit: Visit | None = getattr(request.state, "visit", None)
-    return site.renderer.page("message.html", status, visit=visit, title=title, sentence=sentence)
+    # Whoever asks for an address that does not exist may well be signed in; nobody has looked.
+    sign_in = status == 401
+    return site.renderer.page("message.html", status, visit=visit, title=title, sentence=sentence, sign_in=sign_in)
 
 
 async def _trouble(request: Request, error: Exception) -> Response:

@@ -71,8 +71,9 @@ def when(moment: datetime | date | None) -> Markup:
         return Markup('<span class="none">-</span>')
     if isinstance(moment, datetime):
         moment = moment.astimezone(UTC)
-        shown = moment.strftime("%Y-%m-%d %H:%M:%S")
-        return Markup('<time datetime="{}">{}</time>').format(moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), shown)
+        # Where a line is short, it breaks between the two and nowhere else.
+        parts = (moment.strftime(form) for form in ("%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%d", "%H:%M:%S"))
+        return Markup('<time datetime="{}"><span>{}</span> <span>{}</span></time>').format(*parts)
     return Markup('<time datetime="{0}">{0}</time>').format(moment.isoformat())
 
 

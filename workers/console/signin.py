@@ -122,7 +122,7 @@ def _not_everywhere(site: Site, expires: int) -> Response:
         f" your cookie would be good until {datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M} UTC."
     )
     return site.renderer.page(
-        "message.html", 503, visit=None, title="Signed out here, not yet everywhere", sentence=sentence
+        "message.html", 503, visit=None, title="Signed out here, not yet everywhere", sentence=sentence, sign_in=True
     )
 
 

@@ -174,12 +174,41 @@ def advice(payment: dict[str, Any]) -> list[str]:
     return told
 
 
+_LONGEST_FACT = 60
+
+
+def facts(of: dict[str, Any]) -> str:
+    """What an entry of the audit trail says beside its reason, as one line."""
+    return ", ".join(f"{spaced(name)} {_fact(value)}" for name, value in of.items() if value not in (None, {}, []))
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({facts(value)})"
+    if isinstance(value, list):
+        more = f" and {len(value) - 1} more" if len(value) > 1 else ""
+        return f"{value[0]}{more}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    # A digest; the command and the API have the whole of it.
+    return text if len(text) <= _LONGEST_FACT else f"{text[:16]}…"
+
+
 def changes(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
     """What is another in a payment after a replay: (field, before, after)."""
     if after is None:
         return []
-    was = before or {}
-    return [(name, was.get(name), value) for name, value in after.items() if value not in (was.get(name), None, False)]
+    if before is None:
+        return [(name, None, value) for name, value in after.items() if not _nothing(name, value)]
+    return [
+        (name, before.get(name), value) for name, value in after.items() if value not in (before.get(name), None, False)
+    ]
+
+
+def _nothing(name: str, value: Any) -> bool:
+    """Whether a new payment is not described by it: also sums that nothing was added to yet."""
+    return value in (None, False) or (name in ("surcharge", "amount_refunded") and not str(value).strip("0."))
 
 
 def spaced(name: str) -> str:

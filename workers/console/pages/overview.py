@@ -13,6 +13,8 @@ from workers.alarms import desk
 from workers.console.charts import Hour
 from workers.console.site import Visit, redirect
 
+_OPEN = ("failed", "quarantined", "held", "conflicts", "mismatches")
+
 
 def overview(visit: Visit) -> Response:
     """Also when Redis or the ledger is away: then it says so, and shows the rest."""
@@ -29,7 +31,8 @@ def overview(visit: Visit) -> Response:
         for provider, facility in site.settings.endpoints
         for key in [(provider, facility)]
     ]
-    return visit.page("overview.html", health=health, alarms=_alarms(visit, health), endpoints=rows)
+    waiting = sum(health["database"].get(name, 0) for name in _OPEN)
+    return visit.page("overview.html", waiting=waiting, health=health, alarms=_alarms(visit, health), endpoints=rows)
 
 
 def _alarms(visit: Visit, health: dict[str, Any]) -> list[dict[str, Any]]:
