@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
 from receiver import metrics
@@ -19,6 +20,7 @@ from workers.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "deploy" / "RUNBOOK.md").read_text()
+RULES = ROOT / "deploy" / "prometheus" / "postback.rules.yml"
 LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
 
 
@@ -109,6 +111,21 @@ def test_every_metric() -> None:
     exposed |= {family.name for family in figures.families()}
     assert len(exposed) > 10
     assert set(table("Metrics")) == exposed
+
+
+def test_every_metric_leads_to_the_alerts_that_look_at_it() -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    asked: dict[str, str] = {}
+    for rule in rules:  # one that is recorded stands for what it is made of
+        name = rule.get("record", rule.get("alert"))
+        asked[name] = f"{asked.get(name, '')} {rule['expr']}"
+    for name, cells in table("Metrics").items():
+        looking = {name} | {f"{name}_{part}" for part in ("bucket", "count", "sum")}
+        for _ in range(3):
+            looking |= {of for of, expression in asked.items() if looking & set(re.findall(r"[\w:]+", expression))}
+        alerts = {alert for alert in looking if alert.startswith("Postback")}
+        told = set(re.findall(r"\(#(postback\w+)\)", cells[2]))
+        assert {alert.lower() for alert in alerts} <= told, name
 
 
 def test_every_alarm() -> None:

@@ -12,6 +12,8 @@ from workers.cli import options, output
 from workers.cli.finding import Finding
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from receiver.settings import Settings
 
 
@@ -36,6 +38,7 @@ def init(config: options.Config = None) -> None:
 
 def doctor(config: options.Config = None, as_json: options.AsJson = False) -> None:
     """Check configuration, secrets, Redis durability, database and migrations; exit 1 on a fault."""
+    from receiver import settings as configuration
     from receiver.errors import ConfigurationError
 
     try:
@@ -43,7 +46,8 @@ def doctor(config: options.Config = None, as_json: options.AsJson = False) -> No
     except ConfigurationError as error:
         findings = [Finding("configuration", "fault", str(error))]
     else:
-        findings = [Finding("configuration", "ok", f"{len(settings.endpoint)} endpoints"), *_examine(settings)]
+        folder = configuration.find(config).resolve().parent
+        findings = [Finding("configuration", "ok", f"{len(settings.endpoint)} endpoints"), *_examine(settings, folder)]
     if as_json:
         output.json_lines(finding._asdict() for finding in findings)
     else:
@@ -75,10 +79,10 @@ def health(config: options.Config = None) -> None:
     sys.exit(0 if state["status"] == "ok" else 1)
 
 
-def _examine(settings: Settings) -> Iterator[Finding]:
+def _examine(settings: Settings, folder: Path) -> Iterator[Finding]:
     from datetime import UTC, datetime
 
-    from workers.cli import alarms, sources
+    from workers.cli import alarms, machine, sources
 
     yield from _endpoints(settings)
     yield from sources.examine(settings, datetime.now(UTC).date())
@@ -89,6 +93,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         yield _body_keys(settings)
     yield from alarms.examine(settings)
     yield _disk(settings)
+    yield from machine.examine(settings, folder)
     if settings.tracing.endpoint is not None:
         yield _tracing(settings)
 
