@@ -14,13 +14,14 @@ import pytest
 from cryptography import x509
 
 from receiver import settings as configuration
+from tests.deploy.programs import program
 from tests.live.apart import DEPLOY
 from tests.live.installation import command
 from tests.servers import eventually, redis_server
 
 PAGE = (DEPLOY / "README.md").read_text()
 FOLDERS = (
-    *("/etc/postback", "/etc/redis", "/etc/nginx", "/etc/ssl/postback", "/etc/systemd/system"),
+    *("/etc/postback", "/etc/redis", "/etc/nginx", "/etc/ssl/postback", "/etc/systemd/system", "/etc/prometheus"),
     *("/var/lib/postback", "/var/lib/redis", "/var/www", "/run/redis"),
 )
 # What only root may do, and what only systemd can.
@@ -120,3 +121,13 @@ def test_the_proxy_gets_its_name_and_its_certificate(machine: Machine) -> None:
     certificate = x509.load_pem_x509_certificate((machine.root / "etc/ssl/postback/fullchain.pem").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["notify.example.net"]
+
+
+def test_monitoring_asks_for_what_is_configured(machine: Machine) -> None:
+    program("promtool")
+    machine.follow("Watched")
+    text = (machine.root / "etc/prometheus/prometheus.yml").read_text()
+    assert 'targets: ["notify.example.net:443"]' in text
+    settings = configuration.load(machine.path)
+    for bind in (settings.receive.bind, settings.console.bind):
+        assert f'targets: ["{bind}"]' in text

@@ -190,11 +190,18 @@ def test_every_process_has_its_secrets_and_its_own_users(built: list[Manifest], 
 
 def test_ports_and_sizes_agree(built: list[Manifest], tmp_path: Path) -> None:
     settings = load(built, "serve", tmp_path)
-    for name, bind in (("serve", settings.receive.bind), ("console", settings.console.bind)):
+    assert settings.work.metrics_bind is not None
+    for name, bind in (
+        ("serve", settings.receive.bind),
+        ("work", settings.work.metrics_bind),
+        ("console", settings.console.bind),
+    ):
         pod = pods(built)[name]
         (port,) = container(pod)["ports"]
         assert host_and_port(bind, name) == ("0.0.0.0", port["containerPort"])  # noqa: S104
         assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
+        if name == "work":
+            continue
         for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             assert container(pod)[probe]["httpGet"] == {"path": path, "port": "http"}
     (claim,) = of_kind(built, "StatefulSet")["serve"]["spec"]["volumeClaimTemplates"]
@@ -249,7 +256,7 @@ def test_the_network_lets_through_what_is_needed(built: list[Manifest]) -> None:
     }
     assert {name: set(ports_of(built, name, "ingress")) for name in PROCESSES} == {
         "serve": {"http"},
-        "work": set(),
+        "work": {"metrics"},
         "console": {"http"},
         "migrate": set(),
     }

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.watching import FOLDER, RULES, Exposed, Prometheus, program, watched
+from tests.deploy.programs import program
+from tests.deploy.watching import FOLDER, RULES, Exposed, Prometheus, watched
 from tests.live.installation import Installation, installed
 from tests.live.test_installation import basic, notify, payments, quickstream
 from tests.servers import eventually

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from typing import Any
 import httpx
 
 from receiver.errors import Reason
+from tests.deploy.programs import program
 from tests.live.installation import Installation
-from tests.servers import absent, eventually, free_port
+from tests.servers import eventually, free_port
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
 RULES = FOLDER / "postback.rules.yml"
@@ -22,15 +22,6 @@ RULES = FOLDER / "postback.rules.yml"
 _NAME = re.compile(r"\bpostback(?:_[a-z0-9]+)+\b")
 _SELECTOR = re.compile(r"\b(postback(?:_[a-z0-9]+)+)\{([^}]*)\}")
 _MATCHER = re.compile(r'(\w+)(=~|!=|=)"([^"]*)"')
-
-
-def program(name: str) -> str:
-    """The binary of Debian's ``prometheus`` package. Skips the test, or fails it in CI, where it is not installed."""
-    binary = shutil.which(name)
-    if binary is None:
-        absent(name, FileNotFoundError(f"{name} is not installed"))
-        raise AssertionError
-    return binary
 
 
 class Prometheus:
