@@ -29,7 +29,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="p
 os.execv(sys.argv[2], sys.argv[2:])
 """
 HEADERS = {"Content-Type": FORM, "Authorization": ACME}
-PAUSES = (0.0, 0.0, 0.0, 0.0, 0.1, 1.0)
+PAUSES = (0.002, 0.005, 0.02, 0.1, 0.5)
 """Seconds between two requests of one sender, each of which is a thread: some are busy, some mostly idle."""
 
 

@@ -310,7 +310,7 @@ def test_a_restart_under_load_fails_no_request(front: Nginx, served: Service) ->
             load.more()
             served.restart()
         load.more()
-    assert set(load.answers) == {200}, load.answers
+    assert set(load.answers) == {200}, f"{load.answers}\n{front.read('log')}"
 
 
 class Careless:
