@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from receiver import counted as shared
 from workers.alarms.kinds import AlarmKind, Problem
 
 MASKED = "postback_card_numbers_masked_total"
@@ -22,10 +24,15 @@ Counts = Mapping[tuple[str, str], float]
 
 def counted() -> dict[str, Counts]:
     """The counters of all processes of this machine that share its metrics."""
-    registry: CollectorRegistry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return _sums(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    with shared.undisturbed(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])):
+        return _sums(registry)
+
+
+def _sums(registry: CollectorRegistry) -> dict[str, Counts]:
     found: dict[str, dict[tuple[str, str], float]] = {MASKED: {}, NOT_STORED: {}}
     for family in registry.collect():
         for sample in family.samples:
