@@ -37,6 +37,7 @@ ANNA = Actor("anna", "203.0.113.7")
 START = datetime.now(UTC)
 RAISED = "[Postback] Redis does not answer."
 CLEARED = "[Postback] Cleared: Redis does not answer."
+TABLES = ("alarms", "alarm_messages", "alarm_watch")
 LEDGER = "[Postback] The ledger does not answer."
 
 
@@ -147,15 +148,17 @@ def killed(server: Valkey) -> Iterator[None]:
 
 
 @contextmanager
-def away(engine: Engine, table: str = "alarms") -> Iterator[None]:
+def away(engine: Engine) -> Iterator[None]:
     """The ledger answers as one does that was not migrated, which is as good as away."""
-    with engine.begin() as connection:
-        connection.execute(text(f"ALTER TABLE {table} RENAME TO elsewhere"))
+    for table in TABLES:
+        with engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {table} RENAME TO {table}_elsewhere"))
     try:
         yield
     finally:
-        with engine.begin() as connection:
-            connection.execute(text(f"ALTER TABLE elsewhere RENAME TO {table}"))
+        for table in TABLES:
+            with engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE {table}_elsewhere RENAME TO {table}"))
 
 
 def posted(box: Hookbox) -> list[str]:
@@ -238,6 +241,7 @@ def test_while_the_ledger_is_away_it_is_told_as_well(
     document: dict[str, Any], tmp_path: Path, clock: Clock, mailbox: Mailbox, engine: Engine
 ) -> None:
     with machine(document, tmp_path) as one, machine(document, tmp_path, "elsewhere") as two:
+        one.others = [Watch(one.settings)]
         clock.go(10, one, two)
         with away(engine):
             clock.go(60, one, two)
@@ -255,6 +259,26 @@ def test_while_the_ledger_is_away_it_is_told_as_well(
     assert all(row.done_at is not None for row in rows(engine, alarm_messages))
 
 
+def test_what_a_machine_remembers_from_before_another_had_them_is_forgotten(
+    document: dict[str, Any], tmp_path: Path, server: Valkey, clock: Clock, mailbox: Mailbox, engine: Engine
+) -> None:
+    with machine(document, tmp_path) as one:
+        with machine(document, tmp_path, "elsewhere") as two:
+            clock.go(10, one)
+            with away(engine):
+                clock.go(60, one)
+            assert mailbox.subjects == [LEDGER]
+            clock.go(int(TAKEN_OVER_AFTER) + 10, two)
+            with killed(server):
+                clock.go(30, two)
+            clock.go(60, two)
+            assert mailbox.subjects == [LEDGER, RAISED, CLEARED]
+        one.again()
+        clock.go(60, one)
+    assert [row.kind for row in rows(engine, alarms)] == ["redis_away"]
+    assert mailbox.subjects == [LEDGER, RAISED, CLEARED]
+
+
 def test_what_was_sent_while_the_ledger_went_away_is_not_sent_again(
     document: dict[str, Any], tmp_path: Path, server: Valkey, clock: Clock, mailbox: Mailbox, hookbox: Hookbox,
     engine: Engine,
@@ -262,7 +286,7 @@ def test_what_was_sent_while_the_ledger_went_away_is_not_sent_again(
     """It goes away between the sending of a message and the note of it, and the process dies."""
     with machine(document, tmp_path) as one, contextlib.ExitStack() as gone:
         clock.go(5, one)
-        mailbox.on_letter = lambda: gone.enter_context(away(engine, "alarm_messages"))
+        mailbox.on_letter = lambda: gone.enter_context(away(engine))
         with killed(server):
             clock.go(15, one)
             assert mailbox.subjects == [RAISED]
