@@ -194,6 +194,8 @@ class Alarms(_Section, frozen=True):
     """Between two messages of an alarm that lasts and that nobody acknowledged."""
     time_zone: str = "UTC"
     """In whose hours and weekdays the customers pay."""
+    workers: bool = True
+    """Whether workers look after the alarms, as consoles do: not where they have no way to mail server and webhook."""
     holidays: tuple[str, ...] = ()
     """Whose holidays are no usual days: a country (``NZ``), or a part of one (``AU-NSW``)."""
     public_name: str | None = None

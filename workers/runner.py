@@ -361,7 +361,7 @@ def work(settings: Settings) -> None:
     metrics.LEDGER_UP.set(1)
     show_figures(settings)
     daily = Daily(settings, ledger)
-    watch = Watch(settings)
+    watch = Watch(settings) if settings.alarms.workers else None
     stopping = False
     worker: BatchWorker | None = None
 
@@ -373,7 +373,8 @@ def work(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    watch.start()
+    if watch is not None:
+        watch.start()
     while not stopping:
         redis = connect(settings, deadline=15)
         try:
@@ -389,7 +390,8 @@ def work(settings: Settings) -> None:
         if not stopping:
             # RQ leaves its loop for a signal, and also for errors that it does not expect.
             time.sleep(WAIT_FOR_REDIS)
-    watch.stop()
+    if watch is not None:
+        watch.stop()
     log.info("worker_stopped")
     if tracing:
         tracing.stop()

@@ -248,10 +248,11 @@ def test_the_network_lets_through_what_is_needed(built: list[Manifest]) -> None:
     policies = of_kind(built, "NetworkPolicy").values()
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in [policy["spec"] for policy in policies]
     redis, sentinel, postgresql = 6380, 26380, 5432
+    mail_and_webhook = {443, 465, 587}
     assert {name: set(ports_of(built, name, "egress")) - {53} for name in PROCESSES} == {
         "serve": {redis, sentinel},
         "work": {redis, sentinel, postgresql},
-        "console": {redis, sentinel, postgresql},
+        "console": {redis, sentinel, postgresql} | mail_and_webhook,
         "migrate": {postgresql},
     }
     assert {name: set(ports_of(built, name, "ingress")) for name in PROCESSES} == {

@@ -196,6 +196,7 @@ def test_of_several_processes_and_machines_one_does_it(
     with machine(document, tmp_path) as one, machine(document, tmp_path, "elsewhere") as two:
         one.others = [Watch(one.settings), Watch(one.settings)]
         clock.go(10, one, two)
+        assert [watch._lock is not None for watch in (one.watch, *one.others)] == [True, False, False]
         with killed(server):
             clock.go(60, two, one)
         clock.go(60, two, one)
