@@ -1,13 +1,16 @@
-"""How long an operator waits: every list and every search over a million notifications, on both databases.
+"""How long an operator waits: every list, every search and every page over a million notifications, on both databases.
 
     python -m tests.bench.search --notifications 1000000
 
-Fills an empty ledger by itself, asks each question several times and prints the medians in ms.
+Fills an empty ledger by itself, asks each question several times and prints the medians in ms. Pages are asked of the
+console as it is, over ASGI: its queries, what it asks Redis, and the making of the page. The first overview of a
+console comes before its last day was counted; each of those times is of a new one, with connections of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -19,9 +22,16 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
+from receiver import logs
+from receiver import settings as configuration
 from receiver.notification import utc
-from tests.servers import running_postgres
+from receiver.refusals import KEEP
+from receiver.settings import Settings
+from tests.console.conftest import PASSWORD, Browser
+from tests.console.refusing import refuse
+from tests.servers import running_postgres, running_valkey
 from workers import attention
+from workers.console import passwords
 from workers.ledger import activity, database, pages, queries
 from workers.ledger.documents import insert_new
 from workers.ledger.queries import Filter
@@ -166,6 +176,78 @@ def questions(engine: Engine, count: int, now: datetime) -> Iterator[tuple[str, 
     yield "what needs attention, counted", attention.counts
     for kind in attention.Kind:
         yield f"what needs attention: {kind.value}", partial(attention.page, kind=kind)
+        yield (
+            f"what needs attention at an endpoint: {kind.value}",
+            partial(attention.page, kind=kind, provider="paymentz", facility="eu"),
+        )
+
+
+PAGES = {
+    "overview": "/",
+    "notifications": "/notifications",
+    "notifications that failed": "/notifications?state=failed",
+    "payments": "/payments",
+    "payments by reference": "/payments?search=ORDER-000",
+    "refused": "/refused",
+    "needs attention": "/attention",
+    "needs attention at an endpoint": "/attention?kind=failed&endpoint=paymentz/eu",
+    "replays": "/replays",
+    "reconciliations": "/reconciliations",
+    "audit": "/audit",
+}
+
+
+def document(database_url: str, redis_url: str) -> dict[str, Any]:
+    """A console's configuration, with the endpoints of the ledger."""
+    keys: dict[str, dict[str, Any]] = {
+        "quickstream": {"username": "u", "passwords": ["p"], "supplier_business_codes": ["ACME"]},
+        "checkout": {"signature_keys": ["k"]},
+        "paymentz": {"secure_keys": ["k"]},
+    }
+    return {
+        "console": {"bind": "127.0.0.1:8081"},
+        "queue": {"redis_url": redis_url},
+        "store": {"database_url": database_url},
+        "security": {
+            "seal_keys": ["seal"],
+            "operators": [{"name": "anna", "password_hash": passwords.make(PASSWORD, log_n=14, p=1)}],
+        },
+        "endpoint": [{"provider": name, "facility": facility, **keys[name]} for name, facility in _ENDPOINTS],
+    }
+
+
+def pages_of(settings: Settings) -> dict[str, float]:
+    """The first overview of consoles that were just started, and each page of one that is at work."""
+    found = {"page: overview, the first of a console": [_first(settings) for _ in range(_TIMES)]}
+    console = Browser(settings)
+    console.sign_in()
+    console.site.activity.refresh()
+    for name, path in PAGES.items():
+        found[f"page: {name}"] = [_timed(console, path) for _ in range(_TIMES)]
+    console.close()
+    return {name: round(statistics.median(times), 1) for name, times in found.items()} | {
+        "page: overview, the slowest first": round(max(found["page: overview, the first of a console"]), 1)
+    }
+
+
+def _first(settings: Settings) -> float:
+    console = Browser(settings)
+    # As it does beside the requests when it starts.
+    console.site.renderer.load()
+    console.sign_in()
+    taken = _timed(console, "/")
+    console.close()
+    return taken
+
+
+def _timed(console: Browser, path: str) -> float:
+    """What a look within the same second has already is not counted."""
+    console.site.health._latest = None
+    began = time.perf_counter()
+    answer = console.get(path)
+    taken = (time.perf_counter() - began) * 1000
+    assert answer.status_code == 200, (path, answer.text)
+    return taken
 
 
 def measure(engine: Engine, count: int, now: datetime) -> dict[str, float]:
@@ -187,9 +269,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one database alone")
     arguments = parser.parse_args()
     count = arguments.notifications
+    logs.configure("bench", logging.CRITICAL)
     now = datetime.now(UTC)
     results = {}
-    with tempfile.TemporaryDirectory() as folder, running_postgres() as postgres_url:
+    with tempfile.TemporaryDirectory() as folder, running_postgres() as postgres_url, running_valkey() as valkey:
+        with valkey.client() as redis:
+            refuse(redis, KEEP)
         urls = {"sqlite": f"sqlite:///{Path(folder) / 'ledger.sqlite3'}", "postgresql": postgres_url}
         for name in [arguments.only] if arguments.only else urls:
             url = urls[name]
@@ -200,6 +285,8 @@ def main() -> None:
             print(f"{name}: filled in {time.perf_counter() - began:.0f} s", flush=True)
             results[name] = measure(engine, count, now)
             engine.dispose()
+            settings = configuration.read(document(url, valkey.url), Path(folder))
+            results[name] |= pages_of(settings)
     questions_ = next(iter(results.values()))
     width = max(map(len, questions_))
     for question in questions_:

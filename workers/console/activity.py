@@ -8,8 +8,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
 from receiver import logs
@@ -28,6 +30,8 @@ _HOUR = 3_600_000_000
 _REFRESHED = 300.0
 _TRIED_AGAIN = 15.0
 """Seconds after which the ledger, which was away, is asked again."""
+_WAITED = 1.0
+"""Seconds."""
 _COUNTED_AGAIN = 600.0
 """Replays and corrections change what an earlier hour was counted as. A look counts itself what is older."""
 
@@ -62,9 +66,16 @@ class Activity:
         """Counts the hours that are over, while looks go on with what is known. Raises `LedgerAway`."""
         now = time.monotonic()
         with self._refreshing, queries.reading(self._engine) as connection:
+            with suppress(RedisError):
+                self._refused()  # Ten thousand are fetched now, and not by the first who looks.
             counted = activity.of_hours(connection, _starts()[:-2])
         with self._lock:
             self._hours |= {start: (now, counts) for start, counts in counted.items()}
+
+    def wait(self) -> None:
+        """Until nothing is counted beside the requests, for a little while: so its connection is closed as well."""
+        if self._refreshing.acquire(timeout=_WAITED):
+            self._refreshing.release()
 
     async def keep(self) -> None:
         """Refreshes until it is cancelled: no look has to wait for a whole day."""

@@ -86,12 +86,14 @@ def build(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         watch.start()
-        going_on = [asyncio.create_task(site.activity.keep()), asyncio.create_task(_settle_for_ever(site.ended))]
+        begun = (site.activity.keep(), _settle_for_ever(site.ended), asyncio.to_thread(site.renderer.load))
+        going_on: list[asyncio.Task[None]] = [asyncio.create_task(each) for each in begun]
         yield
         for task in going_on:
             task.cancel()
         await asyncio.gather(*going_on, return_exceptions=True)
         await run_in_threadpool(_settle, site.ended)
+        await run_in_threadpool(site.activity.wait)
         await run_in_threadpool(watch.stop)
         site.uploads.close()
         engine.dispose()

@@ -56,6 +56,11 @@ class Renderer:
             "now": lambda: datetime.now(UTC),
         }
 
+    def load(self) -> None:
+        """Reads all templates, so that nobody who looks has to wait for it."""
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
+
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self._environment.get_template(template).render(values), status)
 

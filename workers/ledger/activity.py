@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, func, select
+from sqlalchemy import Column, Connection, Select, bindparam, func, select
 
 from workers.ledger.loose import combinations
 from workers.ledger.pages import first_id
@@ -23,33 +25,49 @@ HOUR = timedelta(hours=1)
 def of_hours(connection: Connection, starts: Sequence[datetime]) -> dict[datetime, Counts]:
     """What came in each hour that begins at one of `starts`: one question for each endpoint and state."""
     found: dict[datetime, Counts] = {start: defaultdict(lambda: dict.fromkeys(KINDS, 0)) for start in starts}
+    if not starts:
+        return {}
     n, r = notifications.c, repeats.c
+    told, repeated = _question(n.id, len(starts)), _question(r.id, len(starts))
     for provider, facility, state in combinations(connection, (n.provider, n.facility, n.state)):
         kind = "failed" if state in ("failed", "quarantined") else "accepted"
-        here = (n.provider == provider, n.facility == facility, n.state == state)
-        for start, number in _counted(connection, n.id, here, starts):
+        here = {"provider": provider, "facility": facility, "state": state}
+        for start, number in _counted(connection, told, here, starts):
             found[start][provider, facility][kind] += number
     for provider, facility in combinations(connection, (r.provider, r.facility)):
-        # Both kinds are named for the index, which has them before the id.
-        here = (r.provider == provider, r.facility == facility, r.conflict.in_((False, True)))
-        for start, number in _counted(connection, r.id, here, starts):
+        here = {"provider": provider, "facility": facility}
+        for start, number in _counted(connection, repeated, here, starts):
             found[start][provider, facility]["duplicates"] += number
     return {start: dict(counts) for start, counts in found.items()}
 
 
 def _counted(
-    connection: Connection, key: Column[str], here: Sequence[ColumnElement[bool]], starts: Sequence[datetime]
+    connection: Connection, question: Select[Any], here: dict[str, str], starts: Sequence[datetime]
 ) -> list[tuple[datetime, int]]:
     """The hours that have any."""
-    if not starts:
-        return []
-    hours = [
+    spans = {f"from{number}": first_id(start) for number, start in enumerate(starts)}
+    spans |= {f"until{number}": first_id(start + HOUR) for number, start in enumerate(starts)}
+    row = connection.execute(question, here | spans).one()
+    return [(start, number) for start, number in zip(starts, row, strict=True) if number]
+
+
+@cache
+def _question(key: Column[str], hours: int) -> Select[Any]:
+    """How many of one endpoint and state came in each of so many hours. Put together once: that takes as long as to
+    answer it."""
+    columns = key.table.c
+    where = [columns.provider == bindparam("provider"), columns.facility == bindparam("facility")]
+    if key.table is notifications:
+        where.append(columns.state == bindparam("state"))
+    else:
+        # Both kinds are named for the index, which has them before the id.
+        where.append(columns.conflict.in_((False, True)))
+    counts = [
         select(func.count())
         .select_from(key.table)
-        .where(*here, key >= first_id(start), key < first_id(start + HOUR))
+        .where(*where, key >= bindparam(f"from{number}"), key < bindparam(f"until{number}"))
         .scalar_subquery()
         .label(f"hour{number}")
-        for number, start in enumerate(starts)
+        for number in range(hours)
     ]
-    row = connection.execute(select(*hours)).one()
-    return [(start, number) for start, number in zip(starts, row, strict=True) if number]
+    return select(*counts)
