@@ -16,7 +16,7 @@ from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from tests import asgi
 from tests.asgi import Application, End
-from tests.console.conftest import Browser
+from tests.console.conftest import Browser, both_databases
 from tests.console.files import LIMIT, Held, with_settlement
 from tests.console.programs import KEYS, Client, keys, problem
 from tests.servers import eventually
@@ -59,6 +59,7 @@ def give(client: Client, content: bytes | list[FileRow], key: str | None = None,
     return client.ask("POST", asked(**query), content=file, headers=headers)
 
 
+@both_databases
 def test_a_file_is_reconciled_and_in_the_trail(client: Client) -> None:
     answer = give(client, DIFFERS)
     said = answer.json()
@@ -116,6 +117,7 @@ def test_days_where_the_rows_do_not_say(client: Client) -> None:
     assert said["result"]["counts"] == {"missing_in_file": 1}
 
 
+@both_databases
 def test_the_same_key_gives_the_same_run(client: Client, settings: Settings) -> None:
     first = give(client, DIFFERS, "k 1")
     again = give(client, DIFFERS, "k 1")
@@ -143,6 +145,7 @@ def test_the_same_key_at_the_same_time(client: Client) -> None:
     assert give(client, DIFFERS, "k").json()["state"] == "done"
 
 
+@both_databases
 def test_a_key_that_was_used_while_the_file_was_looked_at(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by another console that is as quick: only the ledger tells."""
     first = give(client, DIFFERS, "k").json()

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from receiver.notification import new_id, now_us
-from tests.console.conftest import Browser
+from tests.console.conftest import Browser, both_databases
 from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
 from workers.console import words
@@ -41,6 +41,7 @@ def following(page: Any) -> str:
     return str(rest.partition('"')[0].replace("&amp;", "&"))
 
 
+@both_databases
 @pytest.mark.parametrize(("path", "rows"), [("/notifications", 61), ("/payments", 60)])
 def test_every_row_is_on_one_page(filled: Browser, path: str, rows: int) -> None:
     links: list[str] = []
@@ -143,6 +144,7 @@ def test_a_response_without_a_code_is_its_words(browser: Browser) -> None:
     assert "<dt>Response</dt><dd>Approved" in " ".join(page.split()).replace("<dd> ", "<dd>")
 
 
+@both_databases
 def test_conflicts_stand_side_by_side(filled: Browser) -> None:
     page = filled.get("/notifications?search=k0")
     link = page.text.partition('<th scope="row"><a href="')[2].partition('"')[0]
@@ -151,6 +153,7 @@ def test_conflicts_stand_side_by_side(filled: Browser) -> None:
     assert shown.text.count('class="differs"') >= 1
 
 
+@both_databases
 def test_a_replay_is_refused_without_a_reason_and_with_one_is_asked_for(filled: Browser) -> None:
     page = filled.get("/notifications?state=failed")
     id_ = page.text.partition('href="/notifications/')[2].partition('"')[0]
@@ -184,6 +187,7 @@ def test_a_replay_is_refused_without_a_reason_and_with_one_is_asked_for(filled: 
     )
 
 
+@both_databases
 def test_settling(filled: Browser) -> None:
     page = filled.get("/attention?kind=failed")
     subject = page.text.partition('name="subject" value="')[2].partition('"')[0]
@@ -255,6 +259,7 @@ def test_payments_that_are_not_as_expected(browser: Browser) -> None:
     assert "checked" in page
 
 
+@both_databases
 def test_what_needs_attention_at_one_endpoint(filled: Browser) -> None:
     for endpoint, rows in (("", 1), ("checkout", 1), ("checkout/main", 1), ("paymentz", 0), ("checkout/none", 0)):
         page = filled.get(f"/attention?kind=failed&endpoint={endpoint}").text

@@ -14,7 +14,7 @@ from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from tests import asgi
 from tests.asgi import Application, End
-from tests.console.conftest import Browser, settings_of
+from tests.console.conftest import Browser, both_databases, settings_of
 from tests.console.files import LIMIT, Held, with_settlement
 from tests.servers import eventually
 from tests.support import QUICKSTREAM
@@ -53,6 +53,7 @@ def give(browser: Browser, content: bytes | list[FileRow], name: str = "caf.csv"
     return browser.send("POST", "/reconciliations", data=data, files={"file": (name, file)})
 
 
+@both_databases
 def test_a_file_is_compared_and_its_page_says_what_came_of_it(browser: Browser, desk: Desk) -> None:
     answer = give(browser, [row("1", Payment_Amount="1.00"), row("2")], "C:\\bank\\<b>caf.csv")
     assert answer.status_code == 303

@@ -158,6 +158,7 @@ def test_healthz(browser: Browser) -> None:
     assert "postback_workers" in browser.get("/metrics").text
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_without_a_ledger(document: dict[str, Any], tmp_path: Path) -> None:
     browser = Browser(settings_of(document, tmp_path))
     browser.sign_in()
