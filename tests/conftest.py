@@ -23,7 +23,7 @@ pytest_plugins = ["pytester"]
 secrecy.watch()
 pytest_runtest_makereport = secrecy.pytest_runtest_makereport
 
-_WHOLE = {"test_browser"}
+_WHOLE = {"test_browser", "test_install", "test_systemd", "test_kubernetes", "test_container", "test_documents"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,10 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         folder, module = item.path.parent.name, item.path.stem
-        if folder in ("live", "contract", "deploy"):
-            item.add_marker(pytest.mark.xdist_group("installations"))
-        elif module in _WHOLE:
+        if module in _WHOLE:
             item.add_marker(pytest.mark.xdist_group(module))
+        elif folder in ("live", "contract", "deploy"):
+            item.add_marker(pytest.mark.xdist_group("installations"))
 
 
 @pytest.fixture(scope="session")
