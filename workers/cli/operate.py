@@ -58,6 +58,10 @@ def doctor(config: options.Config = None, as_json: options.AsJson = False) -> No
 def migrate(
     config: options.Config = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing when all went well.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Then move the SQLite ledger in this file into it, which must be empty."),
+    ] = None,
 ) -> None:
     """Bring the ledger's schema up to date."""
     from workers.ledger import database
@@ -66,8 +70,21 @@ def migrate(
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     url = database.url(settings)
     database.migrate(url)
+    moved = _move(source, url, quiet) if source is not None else None
     if not quiet:
         print(f"The ledger is at revision {database.schema(url).current}.")
+    if moved is not None and not quiet:
+        print(f"{moved} rows were moved; `postback payments rebuild --check` says whether all of them are right.")
+
+
+def _move(source: str, url: str, quiet: bool) -> int:
+    from pathlib import Path
+
+    from workers.ledger import moving
+
+    path = Path(source).resolve()
+    with output.bar(moving.size(path), "moved", hidden=quiet) as told:
+        return moving.move(path, url, told)
 
 
 def health(config: options.Config = None) -> None:
