@@ -6,6 +6,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlencode
@@ -23,6 +24,9 @@ from tests.live.installation import Installation
 from tests.servers import absent, eventually
 from tests.workers.material import envelope
 from tests.workers.settlement import row
+from workers.alarms.board import Alarm
+from workers.alarms.kinds import AlarmKind
+from workers.alarms.store import write
 from workers.ledger.ledger import open_ledger
 from workers.pipeline import Pipeline
 from workers.simulator.cash_applied import file_of
@@ -50,8 +54,9 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, password_hash: str) -> Iterator[Installation]:
-    """Four notifications are quarantined for a business that the configuration did not have then and has now."""
-    here = Installation(tmp_path_factory.mktemp("console"))
+    """Four notifications are quarantined for a business that the configuration did not have then and has now. An alarm
+    was raised before, and the conflict raises another; neither is cleared before an hour is over."""
+    here = Installation(tmp_path_factory.mktemp("console"), alarms="look_every = 1\nconfirm = 0\ncalm = 3600\n")
     roles = {"vera": "viewer", "oscar": "operator", "anna": "approver"}
     operators = "".join(
         f'[[security.operators]]\nname = "{name}"\npassword_hash = "{password_hash}"\nrole = "{role}"\n'
@@ -100,6 +105,19 @@ def quarantine(here: Installation, *receipts: str) -> None:
             for receipt in receipts
         ]
     )
+    now = datetime.now(UTC)
+    silent = "Nothing came from paymentz/eu since 2026-11-27 09:12 UTC. At this time of the week pauses of up to 12"
+    alarm = Alarm(
+        kind=AlarmKind.ENDPOINT_SILENT,
+        subject="paymentz/eu",
+        sentence=f"{silent} minutes are usual.",
+        level=0,
+        times=1,
+        raised_at=now,
+        told_at=now,
+    )
+    with ledger.engine.begin() as connection:
+        write(connection, [alarm], ())
     ledger.engine.dispose()
 
 
@@ -245,6 +263,16 @@ def test_a_script_in_a_custom_field_does_no_harm(chromium: Browser, running: Ins
     assert page.evaluate("window.ran") is None
     assert all("Content Security Policy" in heard for heard in seats[0].heard)
     seats[0].heard.clear()
+
+
+def test_an_alarm_is_acknowledged(chromium: Browser, running: Installation, seats: list[Seat]) -> None:
+    eventually(lambda: "conflicts" in running.run("alarms", "list").stdout, what="the alarm of the conflict")
+    page = sit(seats, chromium, running, "oscar")
+    alarm = page.get_by_role("listitem").filter(has_text="says something else than before")
+    alarm.get_by_label("Reason, for conflicts").fill("asked the sender")
+    alarm.get_by_role("button", name="Acknowledge").click()
+    expect(alarm.get_by_text("asked the sender")).to_be_visible()
+    expect(page.get_by_label("Reason, for endpoint_silent:paymentz/eu")).to_be_visible()
 
 
 def test_settling_with_a_reason(chromium: Browser, running: Installation, seats: list[Seat]) -> None:

@@ -162,10 +162,12 @@ def _needing(database: dict[str, Any], unknown: set[AlarmKind]) -> list[Problem]
         return []
     found = []
     if conflicts := database["conflicts"]:
-        said = f"{conflicts} notifications say something else than before under the same key."
+        say = "notification says" if conflicts == 1 else "notifications say"
+        said = f"{conflicts} {say} something else than before under the same key."
         found.append(Problem(AlarmKind.CONFLICTS, said, level=conflicts))
     if mismatches := database["mismatches"]:
-        found.append(Problem(AlarmKind.MISMATCHES, f"{mismatches} payments are not as expected.", level=mismatches))
+        are = "payment is" if mismatches == 1 else "payments are"
+        found.append(Problem(AlarmKind.MISMATCHES, f"{mismatches} {are} not as expected.", level=mismatches))
     return found
 
 
