@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from receiver.notification import new_id, now_us
-from tests.console.conftest import Browser, both_databases
+from receiver.settings import Settings
+from tests.console.conftest import Browser, both_databases, settings_of
 from tests.console.refusing import refuse
 from tests.workers.material import envelope, event, processed
 from workers.console import words
@@ -297,3 +302,43 @@ def test_facts_of_the_trail_are_one_line() -> None:
         "none": None,
     }
     assert words.facts(facts) == f"notifications 3, needs approval yes, chosen (ids a and 1 more), sha256 {'f' * 16}…"
+
+
+@both_databases
+def test_of_two_operators_who_replay_the_same_at_once_one_is_told_of_the_other(
+    filled: Browser, settings: Settings
+) -> None:
+    others = [filled, Browser(settings)]
+    others[1].sign_in("anna")
+    tokens = [each.token() for each in others]
+    (failed,) = re.findall(
+        r'<th scope="row"><a href="/notifications/([^"]+)"', filled.get("/notifications?state=failed").text
+    )
+    barrier = threading.Barrier(2)
+
+    def ask(number: int) -> Any:
+        barrier.wait(30)
+        return others[number].post("/replays", {"token": tokens[number], "id": failed, "reason": "mended"})
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted(pool.map(ask, range(2)), key=lambda answer: int(answer.status_code))
+    assert (first.status_code, second.status_code) == (303, 409)
+    assert "in replay" in second.text or "was in another replay just now" in second.text
+    assert filled.get("/replays").text.count('<th scope="row">') == 1
+
+
+def test_an_approver_can_try_what_waits(document: dict[str, Any], tmp_path: Path) -> None:
+    document["replay"] = {"approve_above": 1}
+    asks = Browser(settings_of(document, tmp_path))
+    ledger = Ledger(asks.site.engine)
+    odd = [envelope(f"odd{number}", id=new_id(now_us()), body=b"{}") for number in range(2)]
+    ledger.record([Interpreted(each, "failed", "interpretation_failed", "a fault") for each in odd])
+    asks.sign_in("oscar")
+    for chosen in ({"state": "failed", "endpoint": "checkout/main"}, {"id": [each.id for each in odd]}):
+        made = asks.post("/replays", {"token": asks.token(), "reason": "mended", **chosen})
+        where = made.headers["location"]
+        trial = html.unescape(re.search(r'href="(/replays/new[^"]*)"', asks.get(where).text)[1])  # type: ignore[index]
+        tried = asks.get(trial)
+        assert (tried.status_code, "<strong>2 notifications</strong>" in tried.text) == (200, True)
+        assert "A replay would mend none of them." in tried.text
+        assert asks.post(f"{where}/cancel", {"token": asks.token(), "reason": "seen"}).status_code == 303

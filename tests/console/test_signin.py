@@ -220,6 +220,30 @@ def test_idle_and_absolute_expiry(settings: Settings) -> None:
     assert browser.get("/").status_code == 303, "a cookie from the future"
 
 
+def test_a_form_of_an_expired_session_does_nothing_and_says_so(browser: Browser) -> None:
+    now = [1_800_000_000.0]
+    browser.site.sessions._clock = lambda: now[0]
+    browser.sign_in("oscar")
+    form = {
+        "token": browser.token(),
+        "kind": "failed",
+        "subject": "checkout/main/x",
+        "verdict": "ignored",
+        "reason": "x",
+    }
+    now[0] += 31 * 60
+    over = browser.post("/attention/settle", form)
+    assert (over.status_code, "Your session is over" in over.text, "Nothing was done." in over.text) == (
+        401,
+        True,
+        True,
+    )
+    assert 'href="/sign-in"' in over.text
+    browser.sign_in("oscar")
+    another = browser.post("/attention/settle", form)
+    assert (another.status_code, "This form is not from your session" in another.text) == (403, True)
+
+
 @pytest.mark.parametrize("change", ["password", "role", "name", "gone"])
 def test_a_changed_operator(browser: Browser, document: dict[str, Any], tmp_path: Path, change: str) -> None:
     browser.sign_in()

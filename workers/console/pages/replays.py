@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from starlette.responses import Response
 
 from receiver.errors import NotDone
+from receiver.settings import Role
 from workers.console.asking import Asked, asked, given, wanted
 from workers.console.site import Trouble, Visit, redirect
 from workers.ledger import queries, replays
@@ -18,6 +20,7 @@ from workers.rerun import Outcome, Result
 SHOWN = 50
 _NO_RESULT: dict[str, Any] = dict.fromkeys(Result.__struct_fields__)
 """What was cancelled before its turn has none."""
+_LONGEST_ADDRESS = 8000
 REFRESH = 2
 """Seconds between two looks at a replay that runs."""
 
@@ -63,6 +66,7 @@ def shown(visit: Visit) -> Response:
     replay = visit.site.replays.show(replay_id)
     with visit.ledger() as connection:
         results = replays.results(connection, replay_id, outcome or None, after, SHOWN + 1)
+    trial = _trial(replay["chosen"]) if replay["state"] == State.WAITING and visit.may(Role.OPERATOR) else None
     live = replay["state"] == State.RUNNING and not visit.asked("still")
     values: dict[str, Any] = {
         "replay": replay,
@@ -70,6 +74,7 @@ def shown(visit: Visit) -> Response:
         "more": results[SHOWN - 1]["notification_id"] if len(results) > SHOWN else None,
         "outcome": outcome,
         "live": live,
+        "trial": trial,
     }
     response = visit.page("replay.html", **values)
     if live:
@@ -105,6 +110,17 @@ def _preview(
 def _changed(visit: Visit, change: Any) -> Response:
     replay = change(visit.actor, visit.request.path_params["id"], visit.given("reason"))
     return redirect(f"/replays/{replay['id']}")
+
+
+def _trial(chosen: dict[str, Any]) -> str | None:
+    """Where a person sees what a replay would do: the same choice, tried. None for what no address says."""
+    fields = {name: value for name, value in chosen.items() if name not in ("ids", "provider", "facility")}
+    if "provider" in chosen:
+        fields["endpoint"] = "/".join(chosen[name] for name in ("provider", "facility") if name in chosen)
+    elif "facility" in chosen:
+        return None
+    address = f"/replays/new?{urlencode([*(('id', each) for each in chosen.get('ids', ())), *fields.items()])}"
+    return address if len(address) <= _LONGEST_ADDRESS else None
 
 
 def _chosen(ids: tuple[str, ...], ask: Asked) -> Chosen:
