@@ -111,7 +111,7 @@ def page(
     where = [_is(kind), _settled(kind) if settled else not_(_settled(kind))]
     for name, value in (("provider", provider), ("facility", facility)):
         if value is not None:
-            where.append(table.c[name] == cleaned(value))
+            where.append(_at(kind, table.c[name]) == cleaned(value))
     rows = _payments(connection, where, cursor, limit) if table is payments else _told(connection, where, cursor, limit)
     shown = rows[:limit]
     known = _resolutions(connection, kind, shown) if settled else {}
@@ -190,6 +190,11 @@ def _is(kind: Kind) -> ColumnElement[bool]:
     if kind is Kind.MISMATCH:
         return payments.c.mismatch
     return notifications.c.conflicts > 0 if kind is Kind.CONFLICT else notifications.c.state == kind.value
+
+
+def _at(kind: Kind, column: ColumnElement[str]) -> ColumnElement[str]:
+    """Conflicts and mismatches have an index of their own; states are in that of the endpoint."""
+    return column if kind in (Kind.FAILED, Kind.QUARANTINED, Kind.HELD) else queries.not_by_index(column)
 
 
 def _settled(kind: Kind) -> ColumnElement[bool]:

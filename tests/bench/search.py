@@ -152,6 +152,7 @@ def questions(engine: Engine, count: int, now: datetime) -> Iterator[tuple[str, 
     yield "payments of a provider and a state", paid(provider="quickstream", state="declined")
     yield "payments of a day", paid(since=now - 20 * day, until=now - 19 * day)
     yield "payments that are not as expected", paid(mismatch=True)
+    yield "payments of an endpoint that are not as expected", paid(mismatch=True, provider="paymentz", facility="eu")
     for name, ask in (("notifications", told), ("payments", paid)):
         yield f"{name} by receipt number", ask(search=f"{5_000_000_000 + middle}")
         yield f"{name} by the beginning of a receipt number", ask(search="50")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tests.support import EXPECTED_CASUAL, recorded
 from tests.workers.material import delivered, envelope, only_payment, rows, sealed
 from tests.workers.test_replay import ANNA, CAPTURED, Desk, break_
 from workers import attention
-from workers.ledger import database, details, queries, timeline
+from workers.ledger import database, details, pages, queries, timeline
 from workers.ledger.ledger import Interpreted
+from workers.ledger.queries import Filter
 from workers.ledger.tables import notifications
 from workers.replay import Chosen
 
@@ -88,5 +90,10 @@ def test_what_pages_show(desk: Desk) -> None:
         for row in rows(desk.engine, notifications):
             queries.show_notification(connection, row.id, desk.ledger.bodies)
             timeline.timeline(connection, row.id)
+        for wanted in (Filter(), Filter(provider="quickstream"), Filter(provider="quickstream", facility="acme")):
+            pages.page_payments(connection, replace(wanted, mismatch=True))
+            pages.page_payments(connection, replace(wanted, mismatch=True, state="captured"))
         for kind in attention.Kind:
             attention.page(connection, kind)
+            attention.page(connection, kind, provider="quickstream", facility="acme")
+            attention.page(connection, kind, provider="quickstream", settled=True)
