@@ -176,6 +176,21 @@ def test_without_a_ledger(document: dict[str, Any], tmp_path: Path) -> None:
     assert "The ledger does not answer" in away.text
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_probe_says_what_is_wrong_and_no_secret(document: dict[str, Any], tmp_path: Path) -> None:
+    passwords = "queue-password", "role-owner-password"
+    document["queue"]["redis_url"] = f"redis://postback:{passwords[0]}@127.0.0.1:1/0"
+    document["store"]["database_url"] = f"postgresql+psycopg://postback:{passwords[1]}@127.0.0.1:1/postback"
+    browser = Browser(settings_of(document, tmp_path))
+    ready, health = browser.get("/readyz"), browser.get("/healthz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    assert "Connection refused" in ready.json()["fault"]
+    assert health.status_code == 503
+    assert {"Redis does not answer.", "The ledger does not answer."} <= set(health.json()["problems"])
+    assert browser.get("/livez").status_code == 200
+    assert not [each for each in passwords if each in ready.text + health.text + browser.get("/metrics").text]
+
+
 def test_without_redis(document: dict[str, Any], tmp_path: Path) -> None:
     document["queue"]["redis_url"] = f"unix://{tmp_path}/none.sock"
     browser = Browser(settings_of(document, tmp_path))

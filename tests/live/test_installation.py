@@ -510,6 +510,39 @@ def test_a_wrong_configuration_refuses_to_start(tmp_path: Path, change: tuple[st
         assert "hunter2" not in done.stderr
 
 
+def refuses(config: Path, *processes: str) -> str:
+    """The one sentence with which each of them ends at once."""
+    told = set()
+    for process in processes:
+        given = [*command(), process, "--config", str(config)]
+        done = subprocess.run(given, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, ""), process
+        told.add(done.stderr)
+    (sentence,) = told
+    assert sentence.count("\n") == 1
+    return sentence
+
+
+def test_a_place_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    """Processes that write, and an address that another has."""
+    config = Installation(tmp_path).config
+    assert refuses(config, "work", "console").endswith("run `postback migrate`.\n")
+    (tmp_path / "file").touch()
+    written = config.read_text()
+    config.write_text(written.replace('data_dir = "var"', 'data_dir = "file/var"'))
+    assert re.fullmatch(
+        r"postback: data_dir: \S*/file/var\S* cannot be used: Not a directory\.\n", refuses(config, "up", "serve")
+    )
+    assert "/file/var cannot be used: Not a directory.\n" in refuses(config, "migrate")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        bind = f"127.0.0.1:{other.getsockname()[1]}"
+        config.write_text(re.sub("(?m)^bind = .*", f'bind = "{bind}"', written, count=1))
+        assert (
+            refuses(config, "serve", "up")
+            == f"postback: receive.bind: cannot listen on {bind}: Address already in use.\n"
+        )
+
+
 def test_the_console_answers_monitoring_and_lets_nobody_in(running: Installation) -> None:
     console = httpx.Client(base_url=f"http://127.0.0.1:{running.console_port}", timeout=15, trust_env=False)
     eventually(lambda: running.pids("console") and _answers(console), what="the console")

@@ -64,10 +64,12 @@ def migrate(
     ] = None,
 ) -> None:
     """Bring the ledger's schema up to date."""
+    from workers.cli.processes import using_data_dir
     from workers.ledger import database
 
     settings = options.settings(config)
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with using_data_dir():
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     url = database.url(settings)
     database.migrate(url)
     moved = _move(source, url, quiet) if source is not None else None

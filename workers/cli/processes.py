@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -226,7 +228,8 @@ def _run_all(path: Path, settings: Settings, demo: bool) -> int:
         migrating = _begin_migration(path)
         if settings.queue.redis_url is None:
             # It keeps the lock as long as it lives: a second one on the same files would be the end of both.
-            server = valkey.command(settings.data_dir)
+            with using_data_dir():
+                server = valkey.command(settings.data_dir)
             supervisor.start(Child("valkey", server, patience=3.0, pass_fds=(lock,)))
         redis = connect(settings)
         if not supervisor.wait_for(lambda: _answers(redis), READY_WITHIN):
@@ -320,8 +323,9 @@ def _only_one(settings: Settings) -> int:
 
     from receiver.errors import ConfigurationError
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = os.open(settings.data_dir / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    with using_data_dir():
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(settings.data_dir / "up.lock", os.O_CREAT | os.O_RDWR, 0o600)
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -376,7 +380,19 @@ def share_metrics(settings: Settings) -> None:
     """All processes of this machine show one set of figures. Must run before `receiver.metrics` is imported."""
     from receiver import counted
 
-    counted.join(settings.data_dir / "metrics")
+    with using_data_dir():
+        counted.join(settings.data_dir / "metrics")
+
+
+@contextmanager
+def using_data_dir() -> Iterator[None]:
+    """What cannot be kept there is a fault of the configuration, and stops the start."""
+    from receiver.errors import ConfigurationError
+
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"data_dir: {error.filename} cannot be used: {error.strerror}.") from None
 
 
 def _require_durability(settings: Settings) -> None:
