@@ -45,10 +45,10 @@ class Look(NamedTuple):
     """Since when nobody looks after the alarms."""
 
 
-def examine(settings: Settings) -> dict[str, Any]:
+def examine(settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """The health object: `status` is ``ok`` or ``failing``, `problems` says in words what is wrong now. `alarms` are
     those that were raised; an alarm alone, such as the silence of an endpoint, is no failure of this installation."""
-    seen = look(settings)
+    seen = look(settings, engine)
     problems = [problem.sentence for problem in seen.problems]
     if seen.unwatched is not None:
         problems.append(f"Nobody has looked after the alarms since {seen.unwatched:%Y-%m-%d %H:%M} UTC.")

@@ -77,7 +77,7 @@ def build(settings: Settings) -> ASGIApp:
         uploads=Uploads(settings, Ledger(engine, bodies)),
         refusals=refusals,
         activity=Activity(engine, refusals, list(settings.endpoints)),
-        health=Health(settings),
+        health=Health(settings, engine),
         ledger_figures=Latest(LedgerFigures(settings, engine).page),
         renderer=Renderer(list(PROVIDERS), list(settings.endpoints)),
     )
