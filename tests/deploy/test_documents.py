@@ -14,6 +14,8 @@ import pytest
 import typer
 from typer.exceptions import TyperException
 
+from tests.live.test_runbook import commands
+from tests.workers.test_doctor import every_setting
 from workers.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +131,24 @@ def fault(arguments: list[str], told: str, *, complete: bool) -> list[str]:
     except AssertionError as error:
         return [f"{told}: {error}"]
     return []
+
+
+def test_every_command_stands_on_some_page() -> None:
+    """By its name, or by its last word where its group was named before: `pause`, `resume`."""
+    told = "\n".join(text(page) for page in PAGES)
+    known = list(commands(app))
+    assert "postback replays pause" in known
+    missing = []
+    for command in known:
+        group, _, word = command.rpartition(" ")
+        if command not in told and not (group in told and re.search(rf"`{word}\b|\b{word} ID\b|\|{word}\b", told)):
+            missing.append(command)
+    assert missing == []
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    readme = text(Path("README.md"))
+    assert [key for key in every_setting() if not re.search(rf"\b{key.rpartition('.')[2]}\b", readme)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
