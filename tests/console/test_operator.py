@@ -81,6 +81,7 @@ def test_print_leaves_the_file_alone(config: Path) -> None:
     [
         (["operator", "add", "jane"], "short\n"),
         (["operator", "add", "jane"], ""),
+        (["operator", "add", "jane"], "jane-password-2026\n"),
         (["operator", "add", "ja ne"], "a long password\n"),
         (["operator", "add", "jane", "--role", "root"], "a long password\n"),
     ],

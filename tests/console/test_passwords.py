@@ -48,9 +48,46 @@ def test_hashes_that_cannot_be_used(stored: str) -> None:
     assert stored == "" or stored not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(
+            "123456789012",
+            "987654321098",
+            "111111111111",
+            "aaaaaaaaaaaa",
+            "abcabcabcabc",
+            "abcdefghijkl",
+            "121212121212",
+        ),
+        *("password1234", "Password123!!", "passwordpassword", "iloveyou1234", "qwerty123456", "qwertyuiop123"),
+        *("1qaz2wsx3edc", "1q2w3e4r5t6y", "Winter2026!!", "Postback2026!", "operator-admin-17", "QuickStream-1998"),
+        *("janejanejane", "jane.doe.2026", "DoeJane-password", "p@ssw0rd-jane", "            "),
+    ],
+)
+def test_what_is_guessed_first(password: str) -> None:
+    assert passwords.is_guessed_first(password, "jane.doe")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "a long password",
+        "correct horse battery staple",
+        "tr0ub4dor&3x",
+        "Ein langer Satz.",
+        "pässwörter-öäü",
+        "密码是一句很长的话没有人知道",
+    ],
+)
+def test_what_is_not_guessed_first(password: str) -> None:
+    assert not passwords.is_guessed_first(password, "jane.doe")
+
+
 def test_generated_passwords() -> None:
     made = {passwords.generate() for _ in range(50)}
     assert len(made) == 50
+    assert not any(passwords.is_guessed_first(password, "jane.doe") for password in made)
     assert all(len(password) == 23 for password in made)
 
 

@@ -30,7 +30,7 @@ def add(
     options.one_of(role, [each.value for each in Role], "--role")
     path = configuration.find(config)
     entries.require_new(configuration.load(path), name)
-    password = passwords.generate() if generate else _ask()
+    password = passwords.generate() if generate else _ask(name)
     entry = entries.entry(name, passwords.make(password), Role(role))
     written = not show and entries.append(path, entry)
     if generate:
@@ -54,9 +54,9 @@ def list_(as_json: options.AsJson = False, config: options.Config = None) -> Non
         output.table(found, ("name", "role", "password"), empty="No operators; `postback operator add NAME` adds one.")
 
 
-def _ask() -> str:
-    """A password typed twice on a terminal, or the first line of standard input. Wrong use for a bad length."""
-    from workers.console.passwords import LONGEST, SHORTEST
+def _ask(name: str) -> str:
+    """A password typed twice on a terminal, or the first line of standard input. Wrong use for a bad one."""
+    from workers.console.passwords import LONGEST, SHORTEST, is_guessed_first
 
     if sys.stdin.isatty():
         password: str = typer.prompt("Password", hide_input=True, confirmation_prompt="The same again")
@@ -64,4 +64,6 @@ def _ask() -> str:
         password = sys.stdin.readline().rstrip("\r\n")
     if not SHORTEST <= len(password) <= LONGEST:
         raise typer.BadParameter(f"a password has between {SHORTEST} and {LONGEST} characters; --generate makes one.")
+    if is_guessed_first(password, name):
+        raise typer.BadParameter("this password is among the first that are guessed; --generate makes one.")
     return password

@@ -26,6 +26,41 @@ _SALT, _DIGEST = 16, 32
 _SCRYPT = re.compile(r"\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{22,86})\$([A-Za-z0-9+/]{43,86})")
 _WEAKEST, _COSTLIEST = 1 << 14, 1 << 18
 
+# What guessing begins with: words of this place, and those that the lists of stolen passwords are full of. No list of
+# them is shipped; of the passwords with 12 characters that lead such lists, these rules leave none.
+_GUESSED_FIRST = (
+    *("postback", "operator", "administrator", "admin", "console", "payments", "payment", "merchant", "notification"),
+    *("westpac", "quickstream", "checkout", "debitsuccess", "paymentz", "octane", "password", "passwort", "passw0rd"),
+    *(
+        "p@ssw0rd",
+        "p@ssword",
+        "secret",
+        "welcome",
+        "letmein",
+        "changeme",
+        "iloveyou",
+        "football",
+        "baseball",
+        "sunshine",
+    ),
+    *(
+        "princess",
+        "dragon",
+        "monkey",
+        "superman",
+        "trustno1",
+        "master",
+        "login",
+        "default",
+        "winter",
+        "summer",
+        "spring",
+    ),
+    *("qwertyuiop", "qwerty", "asdfghjkl", "asdfgh", "zxcvbnm", "1q2w3e4r5t", "1q2w3e4r", "1qaz2wsx", "q1w2e3r4"),
+)
+_OWN = 6
+"""Characters that a password must have besides those, and besides what only repeats or continues the one before."""
+
 # Without the letters and digits that people mistake for each other.
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
@@ -49,6 +84,16 @@ def generate() -> str:
     """A password of 100 bits in groups that can be read aloud."""
     letters = [secrets.choice(_ALPHABET) for _ in range(20)]
     return "-".join("".join(letters[start : start + 5]) for start in range(0, 20, 5))
+
+
+def is_guessed_first(password: str, name: str) -> bool:
+    """Whether an operator's `password` is little more than his name and words that everybody tries."""
+    left = password.lower()
+    for word in sorted((*_GUESSED_FIRST, *re.findall(r"\w{3,}", name.lower())), key=len, reverse=True):
+        left = left.replace(word, "")
+    left = re.sub("(?:19|20)[0-9]{2}", "", left)
+    own = [now for before, now in zip(" " + left, left, strict=False) if abs(ord(now) - ord(before)) > 1]
+    return len(own) < _OWN or len(set(own)) < _OWN - 2
 
 
 def require_good(stored: str, place: str) -> None:
