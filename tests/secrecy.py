@@ -1,5 +1,5 @@
-"""Looks for the tests' own secrets in all that is printed, logged, answered and shown in the list of processes, while
-the whole suite runs: the test during which one comes out fails.
+"""Looks for the tests' own secrets in all that is printed, logged, answered, exported, kept in a ledger or a spool, and
+shown in the list of processes, while the whole suite runs: the test during which one comes out fails.
 
 Each process of the test runner looks for itself, so that any number of them may share the suite.
 """
@@ -24,7 +24,8 @@ KNOWN = (
     *("seal-key-of-the-tests", "api-key-of-the-tests", "old-api-key", "seal-key-of-the-apart"),
     *("acl-accept-password", "acl-worker-password", "acl-console-password", "role-owner-password"),
     *("console-client-key-of-32-characters!", "operators-password-17", "queue-password", "sentinel-password"),
-    *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass"),
+    *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass", "moved-seal-key", "a-seal-key-of-the-tests"),
+    *("old-body-key-oooooooooooooooo", "new-body-key-nnnnnnnnnnnnnnnn", "return-password", "next-password"),
     *("mail-password-of-the-tests", "whsec_bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctMQ=="),
 )
 """Secrets that tests configure, long and odd enough to stand nowhere else."""
@@ -42,6 +43,12 @@ def _spellings(secret: str) -> Iterator[bytes]:
 
 
 SPELLINGS = {spelling: secret for secret in KNOWN for spelling in _spellings(secret)}
+
+
+LEFT = {".log", ".jsonl", ".out", ".err", ".csv", ".html", ".json", ".sqlite3", ".sqlite3-wal"}
+"""Kinds of files that tests leave: logs, exports, pages, ledgers and spools. A configuration may have secrets in it."""
+LONGEST = 8 << 20
+"""Bytes of such a file; those of a million notifications say nothing new."""
 
 
 class Recorder:
@@ -64,6 +71,16 @@ class Recorder:
             try:
                 self.look(f"the command line of process {process.parent.name}", process.read_bytes())
             except OSError:
+                continue
+
+    def look_at_files(self, folder: Path) -> None:
+        """What a test has left in its folder, whichever process has written it."""
+        for file in folder.rglob("*"):
+            try:
+                if file.suffix in LEFT and file.is_file() and file.stat().st_size <= LONGEST:
+                    self.look(f"the file {file.relative_to(folder)}", file.read_bytes())
+            except OSError:
+                # A folder of a server that is just being removed.
                 continue
 
     def taken(self) -> list[str]:
@@ -110,6 +127,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         # Those of the phases before come again.
         if name.endswith(report.when or ""):
             RECORDER.look(name, content)
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.when == "teardown" and isinstance(folder, Path):
+        RECORDER.look_at_files(folder)
     if (found := RECORDER.taken()) and report.passed:
         report.outcome = "failed"
         report.longrepr = "A secret came out: " + "; ".join(dict.fromkeys(found))

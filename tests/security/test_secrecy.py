@@ -46,6 +46,19 @@ def test_command_lines_are_found() -> None:
         process.communicate(b"\n")
 
 
+@pytest.mark.parametrize("name", ["worker.log", "deep/er/export.csv", "ledger.sqlite3", "ledger.sqlite3-wal"])
+def test_files_that_a_test_leaves_are_found(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder, recorder = tmp_path_factory.mktemp("left"), Recorder()
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"\0" + SECRET.encode())
+    (folder / "postback.toml").write_text(SECRET)
+    recorder.look_at_files(folder)
+    found = recorder.taken()
+    assert f"{SECRET!r} in the file {name}" in found
+    assert not any("postback.toml" in each for each in found)
+
+
 def test_what_commands_print_and_servers_answer_is_looked_at() -> None:
     subprocess.run(
         [sys.executable, "-c", "import sys; print(sys.stdin.read())"], input=SECRET.encode(), capture_output=True
@@ -67,8 +80,10 @@ def test_what_commands_print_and_servers_answer_is_looked_at() -> None:
 def test_a_test_that_lets_one_out_fails(pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> None:
     pytester.makeconftest("from tests.secrecy import pytest_runtest_makereport")
     pytester.makepyfile(f"def test_it(): print({SECRET!r})")
+    pytester.makepyfile(test_file=f"def test_it(tmp_path): (tmp_path / 'x.log').write_text({SECRET!r})")
     done = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-n0")
-    done.assert_outcomes(failed=1)
+    # What a file has is seen after the test.
+    done.assert_outcomes(failed=1, passed=1, errors=1)
     done.stdout.fnmatch_lines(["*A secret came out: *"])
     # Which would be this test's own.
     capsys.readouterr()
