@@ -6,11 +6,13 @@ import json
 import re
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lxml import etree
 
 from receiver import reading
 from receiver.errors import Quarantined, Reason
@@ -289,6 +291,15 @@ def test_xml_with_a_document_type_never_reaches_the_parser(
 
     monkeypatch.setattr("receiver.reading.etree.fromstring", reached)
     refused(xml, f"{prolog}<!DOCTYPE R><R><a>1</a></R>".encode(encoding))
+
+
+@pytest.mark.parametrize("entity", ['"here"', "SYSTEM '{}'"])
+def test_the_parser_itself_expands_nothing(entity: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("here")
+    document = f"<!DOCTYPE R [<!ENTITY e {entity.format(file.as_uri())}>]><R><a>1&e;</a></R>"
+    root = etree.fromstring(document.encode(), reading._XML)
+    assert "here" not in str(list(root.itertext()))
 
 
 def test_xml_may_speak_of_a_document_type() -> None:
