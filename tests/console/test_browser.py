@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -266,7 +267,13 @@ def test_a_script_in_a_custom_field_does_no_harm(chromium: Browser, running: Ins
 
 
 def test_an_alarm_is_acknowledged(chromium: Browser, running: Installation, seats: list[Seat]) -> None:
-    eventually(lambda: "conflicts" in running.run("alarms", "list").stdout, what="the alarm of the conflict")
+    def told() -> subprocess.CompletedProcess[str]:
+        done = running.run("alarms", "list")
+        assert "conflicts: " in done.stdout
+        return done
+
+    listed = eventually(told, what="the alarm of the conflict")
+    assert (listed.returncode, "What to do: `postback attention list --kind conflict`" in listed.stdout) == (1, True)
     page = sit(seats, chromium, running, "oscar")
     alarm = page.get_by_role("listitem").filter(has_text="says something else than before")
     alarm.get_by_label("Reason, for conflicts").fill("asked the sender")
