@@ -23,7 +23,7 @@ from workers import attention
 from workers.alarms import desk
 from workers.alarms.board import Alarm
 from workers.alarms.kinds import AlarmKind, Problem
-from workers.alarms.store import File, open_alarms
+from workers.alarms.store import open_alarms, remembered
 from workers.ledger import queries
 from workers.ledger.database import open_engine, url
 from workers.ledger.tables import notifications
@@ -61,7 +61,7 @@ def look(settings: Settings, engine: Engine | None = None) -> Look:
     unknown: set[AlarmKind] = set()
     redis = _redis(settings, problems, unknown)
     database, unwatched = _database(settings, engine, problems, unknown)
-    alarms = database.pop("alarms") if "alarms" in database else _remembered(settings)
+    alarms = database.pop("alarms") if "alarms" in database else list(map(_brief, remembered(settings.data_dir)))
     state = {"redis": redis, "database": database, "spool": _spool(settings, problems), "alarms": alarms}
     return Look(state, problems, unknown, unwatched)
 
@@ -125,12 +125,6 @@ def _database(
     counts = {kind: open_[kind] for kind in ("failed", "quarantined", "held")}
     others = {"conflicts": open_["conflict"], "mismatches": open_["mismatch"]}
     return {"status": "up", **counts, **others, "endpoints": silence, "alarms": alarms}, unwatched
-
-
-def _remembered(settings: Settings) -> list[dict[str, Any]]:
-    """While the ledger is away: what this machine knows, if it looks after the alarms."""
-    copy = File(settings.data_dir).read()
-    return [_brief(alarm) for alarm in copy.alarms if alarm.open] if copy is not None and copy.here else []
 
 
 def _brief(alarm: Alarm) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,7 @@ from workers.alarms.watch import Watch
 from workers.audit import Actor, Audit
 from workers.ledger import queries
 from workers.ledger.tables import alarm_messages, alarm_watch, alarms, audit
+from workers.supervisor import own_command
 
 ANNA = Actor("anna", "203.0.113.7")
 START = datetime.now(UTC)
@@ -161,6 +163,18 @@ def away(engine: Engine) -> Iterator[None]:
                 connection.execute(text(f"ALTER TABLE {table}_elsewhere RENAME TO {table}"))
 
 
+def command(document: dict[str, Any], folder: Path, name: str = "var") -> tuple[int, list[str]]:
+    """What `postback alarms list` of a machine says: its exit code and the names."""
+    config = folder / f"{name}.toml"
+    lines = [f'data_dir = "{folder / name}"']
+    for table in ("queue", "store", "security"):
+        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in document[table].items())]
+    config.write_text("\n".join(lines))
+    asked = ["alarms", "list", "--json", "--config", str(config)]
+    done = subprocess.run(own_command(*asked), capture_output=True, text=True, timeout=60)
+    return done.returncode, [json.loads(line)["alarm"] for line in done.stdout.splitlines()]
+
+
 def posted(box: Hookbox) -> list[str]:
     return [json.loads(each.body)["type"] for each in box.posted]
 
@@ -253,6 +267,8 @@ def test_while_the_ledger_is_away_it_is_told_as_well(
             assert mailbox.subjects == [LEDGER]
             assert [each["alarm"] for each in health.examine(one.settings)["alarms"]] == ["ledger_away"]
             assert health.examine(two.settings)["alarms"] == []
+            assert command(document, tmp_path) == (1, ["ledger_away"])
+            assert command(document, tmp_path, "elsewhere")[1] == []
         clock.go(15, one, two)
         assert [row.kind for row in rows(engine, alarms)] == ["ledger_away"]
         clock.go(60, one, two)

@@ -156,6 +156,12 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[Message] = []
 
 
+def remembered(data_dir: Path) -> list[Alarm]:
+    """While the ledger is away: the open alarms, if this machine looks after them."""
+    copy = File(data_dir).read()
+    return [alarm for alarm in copy.alarms if alarm.open] if copy is not None and copy.here else []
+
+
 class File:
     """The copy on this machine's disk. What cannot be written or read is not there: the ledger counts."""
 

@@ -27,12 +27,20 @@ def list_(
     as_json: options.AsJson = False,
     config: options.Config = None,
 ) -> None:
-    """List the alarms now, the oldest first, with what each means and what to do; exit 1 when there are any."""
-    from workers.alarms import desk
-    from workers.cli.ledger import opened
+    """List the alarms now, the oldest first, with what each means and what to do; exit 1 when there are any. While the
+    ledger is away: those that this machine knows, if it looks after them."""
+    from receiver.errors import LedgerAway
+    from workers.alarms import desk, store
+    from workers.cli.ledger import opened_with
 
-    with opened(config) as connection:
-        found = desk.listed(connection, cleared=cleared)
+    settings = options.settings(config)
+    try:
+        with opened_with(settings) as connection:
+            found = desk.listed(connection, cleared=cleared)
+    except LedgerAway:
+        found = [] if cleared else [desk.shown(alarm) for alarm in store.remembered(settings.data_dir)]
+        if not found:
+            raise
     if as_json:
         output.json_lines(found)
     else:
