@@ -68,6 +68,7 @@ WRONG: dict[str, Any] = {
     "alarms.calm": -1,
     "alarms.quiet": "never",
     "alarms.time_zone": "Sydney",
+    "alarms.workers": "no",
     "alarms.holidays": "AU",
     "alarms.public_name": "https://pay.example.com/x",
     "alarms.email.server": "smtp",
