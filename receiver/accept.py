@@ -36,8 +36,7 @@ LOOK_EVERY = 0.1
 """Seconds between two looks for bodies that are too slow."""
 
 LOOKED_THROUGH = 1000
-"""Characters of a refused path that are searched for card numbers. Far fewer are kept, and anybody can send 60 KiB of
-digits, which would take a tenth of a second."""
+"""Characters of a refused path that are searched for card numbers: far fewer are kept."""
 
 _USUAL_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json", "application/xml", "text/xml", ""})
 _NOBODY = TrustedProxies(())
