@@ -56,7 +56,9 @@ async def metrics_page(request: Request) -> Response:
     if not await asyncio.to_thread(measure_queue, request.app.state.redis):
         metrics.REDIS_UP.set(0)
     request.app.state.accept.tally.hand_on()
-    return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    # Beside the event loop: it reads files, and may wait for a process that gathers them.
+    page = await asyncio.to_thread(metrics.expose)
+    return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def measure_queue(redis: Redis) -> bool:

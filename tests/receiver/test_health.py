@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 
+from receiver import counted
 from receiver.connection import QUEUE, Serializer, connect
 from receiver.health import queue_state
 from receiver.job import RECORD_BATCH, enqueue
@@ -145,6 +149,31 @@ def test_metrics(server: Valkey, tmp_path: Path) -> None:
         assert (unknown["postback_queue_answers"], unknown["postback_queue_batches"]) == ("0.0", "NaN")
         assert notify(application).status == 200
         eventually(lambda: figures(application)["postback_spool_batches"] == "1.0", what="the figure")
+
+
+def test_figures_that_are_just_gathered_hold_up_nobody_else(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures_of = tmp_path / "metrics"
+    figures_of.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(figures_of))
+    waits, undisturbed = threading.Event(), counted.undisturbed
+
+    def noted(folder: Path) -> AbstractContextManager[None]:
+        waits.set()
+        return undisturbed(folder)
+
+    monkeypatch.setattr(counted, "undisturbed", noted)
+    with serving(configured(tmp_path, valkey_server.url)) as application:
+        with (figures_of / "gathering.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            asked = application.begin("GET", "/metrics")
+            assert waits.wait(30)
+            assert notify(application).status == 200
+            assert not asked.done()
+        answer = asked.result(30)
+        assert answer is not None
+        assert answer.status == 200
 
 
 def test_the_state_of_the_queue(redis: Redis) -> None:
