@@ -266,7 +266,6 @@ class Server(uvicorn.Server):
         service.tell("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        service.tell("STOPPING=1")
         if self._socket_stays:
             await self._let_clients_leave()
         await super().shutdown(sockets)
@@ -342,7 +341,9 @@ class Cycle(RequestResponseCycle):
     async def receive(self) -> Any:
         usual = not (self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue)
         if self._taken or not usual:
-            return await super().receive()
+            message = await super().receive()
+            self._taken = self._taken or not message.get("more_body", True)
+            return message
         self._taken = True
         self.flow.resume_reading()
         # Whoever asks again waits for the end of the connection.
@@ -384,6 +385,7 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             parts.append(_line(_CLOSE))
         self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
         self.message_event.set()
         self.transport.write(b"".join((*parts, b"\r\n", body)))
         if not self.keep_alive:

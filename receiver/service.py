@@ -43,7 +43,8 @@ def handed_socket(bind: str, place: str) -> socket.socket | None:
 
 
 def tell(state: str) -> None:
-    """Tells the service manager, when there is one that listens: ``READY=1``, ``STOPPING=1``."""
+    """Tells the service manager, when there is one that listens: ``READY=1``. Never ``STOPPING=1``: one process of
+    several would say it for all, and all would be killed when its time is over."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -73,7 +75,14 @@ async def ended(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-@pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nContent-Length: 2\r\n"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 2\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n",
+    ],
+)
 def test_whoever_asks_after_the_body_waits_for_the_end(request_: bytes) -> None:
     """As answers that are files or streams do: one that was told anything else asks for ever."""
     heard: list[str] = []
@@ -161,6 +170,20 @@ def begun(*headers: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
 
 def piece(body: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def test_nobody_is_asked_for_a_body_after_the_answer() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await measured(scope, _nothing_more, send)
+        await receive()
+
+    async def scenario() -> bytes:
+        async with listening(app) as port:
+            return await sent(port, GET + b"Expect: 100-continue\r\n\r\n" + GET + CLOSE)
+
+    answer = asyncio.run(scenario())
+    assert answer.count(b"200 OK") == 2
+    assert b"100 Continue" not in answer
 
 
 LENGTH = (b"content-length", b"4")
@@ -360,3 +383,20 @@ def test_a_full_house_answers_503() -> None:
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"retry-after: 5\r\n" in answer
     assert b'"error":"connections_full"' in answer
+
+
+def test_one_process_of_several_never_says_that_all_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "manager"))
+    door = Door(10, 10)
+    config = uvicorn.Config(
+        measured, http=cast(Any, partial(Connection, door=door)), lifespan="off", log_config=None, port=0
+    )
+    stopped_at_once = server.Server(config, door, socket_stays=False)
+    stopped_at_once.should_exit = True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "manager"))
+        manager.setblocking(False)
+        asyncio.run(stopped_at_once.serve())
+        assert manager.recv(100) == b"READY=1"
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
