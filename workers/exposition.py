@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any
 
-from receiver import metrics
+from receiver import logs, metrics
 from receiver.connection import connect
 from receiver.errors import ConfigurationError
 from receiver.health import measure_queue
 from receiver.settings import Settings, host_and_port
+
+log = logs.get("workers.exposition")
 
 _PLACE = "work.metrics_bind"
 
@@ -27,10 +31,15 @@ def show_figures(settings: Settings) -> None:
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
-class Figures(ThreadingHTTPServer):
-    """Any worker of the machine may answer: they share the port as they share the figures."""
+class Figures(ThreadingTCPServer):
+    """Any worker of the machine may answer: they share the port as they share the figures.
 
+    No `HTTPServer`: it asks DNS for its own name first, which nothing here shows, and a start would wait for it.
+    """
+
+    allow_reuse_address = True
     allow_reuse_port = True
+    daemon_threads = True
 
     def __init__(self, settings: Settings) -> None:
         host, port = host_and_port(settings.work.metrics_bind or "", _PLACE)
@@ -39,7 +48,10 @@ class Figures(ThreadingHTTPServer):
         super().__init__((host, port), _Answer)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hung up needs no answer, and no line in the log."""
+        """Whoever hung up needs no answer, and no line in the log; anything else is a fault of ours."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.error("figures_not_shown", exc_info=error)
 
 
 class _Answer(BaseHTTPRequestHandler):

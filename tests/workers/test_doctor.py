@@ -16,7 +16,7 @@ from receiver import settings as configuration
 from receiver.errors import ConfigurationError
 from receiver.providers import PROVIDERS
 from receiver.settings import Settings
-from workers.cli import machine
+from workers.cli import machine, operate
 
 BASE: dict[str, Any] = {
     "security": {"seal_keys": ["a-seal-key"], "operators": [{"name": "o", "password_hash": "$scrypt$" + "x" * 40}]},
@@ -227,6 +227,11 @@ def test_files_of_secrets_are_for_few(tmp_path: Path, mode: int, verdict: str | 
 def test_nobody_who_may_sign_in(tmp_path: Path) -> None:
     said = found(read({"security": {"seal_keys": ["a-seal-key"]}}, tmp_path), tmp_path)
     assert any(detail.startswith("security.operators: there is none") for detail in said)
+
+
+def test_a_small_share_of_traces_is_not_none(tmp_path: Path) -> None:
+    document = {**BASE, "tracing": {"endpoint": "http://127.0.0.1:4318", "sample": 0.001}}
+    assert operate._tracing(read(document, tmp_path)).detail == "0.1% of the traces are kept"
 
 
 def test_too_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

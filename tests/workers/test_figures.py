@@ -6,17 +6,22 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from sqlalchemy import Engine
+from structlog.testing import capture_logs
 
 from receiver import settings as configuration
 from receiver.settings import Settings
 from tests.live.installation import Installation, command
 from tests.servers import Valkey, eventually, free_port
 from tests.workers.material import MOMENT, NOW, envelope
+from workers.exposition import Figures
 from workers.figures import LedgerFigures, families
 from workers.health import examine
 from workers.ledger import database
@@ -132,6 +137,26 @@ def test_workers_of_a_machine_show_their_figures_on_one_port(workers_only: Insta
             worker.kill()
             worker.wait()
         workers_only.close()
+
+
+def test_a_fault_while_figures_are_shown_is_in_the_log(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("receiver.metrics.expose", fails)
+    monkeypatch.setattr(socket, "getfqdn", fails)  # A start does not wait for DNS.
+    port = free_port()
+    work = msgspec.structs.replace(settings.work, metrics_bind=f"127.0.0.1:{port}")
+    with capture_logs() as logged, Figures(msgspec.structs.replace(settings, work=work)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert asked(port) is None
+        eventually(lambda: [each["event"] for each in logged] == ["figures_not_shown"])
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert asked(port, "/") is not None
+        server.shutdown()
+        server.redis.close()
+    assert len(logged) == 1, "whoever hung up is in no log"
 
 
 @pytest.mark.usefixtures("redis")

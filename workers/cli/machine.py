@@ -63,7 +63,7 @@ def _processes(settings: Settings) -> Iterator[Finding]:
         text = f"receive.processes: {settings.receive.processes} on {cores} cores; more than cores bring nothing"
         yield Finding("processes", "note", text)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard not in (resource.RLIM_INFINITY, -1) and hard < settings.receive.max_connections + OTHER_FILES:
+    if hard != resource.RLIM_INFINITY and hard < settings.receive.max_connections + OTHER_FILES:
         text = f"receive.max_connections: here a process may have {hard} files open, less than it needs"
         yield Finding("processes", "note", text)
 

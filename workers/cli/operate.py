@@ -124,7 +124,7 @@ def _tracing(settings: Settings) -> Finding:
         import receiver.tracing  # noqa: F401
     except ConfigurationError as error:
         return Finding("tracing", "fault", str(error))
-    return Finding("tracing", "ok", f"{settings.tracing.sample:.0%} of the traces are kept")
+    return Finding("tracing", "ok", f"{settings.tracing.sample * 100:g}% of the traces are kept")
 
 
 def _endpoints(settings: Settings) -> Iterator[Finding]:
