@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from receiver.errors import LedgerAway
 from receiver.settings import Settings
@@ -160,6 +161,16 @@ def test_a_key_that_was_used_while_the_file_was_looked_at(client: Client, monkey
     assert give(client, DIFFERS, "k").json() == first
     assert len(known) == 2
     assert len(rows(client.browser.site.engine, reconciliations)) == 1
+
+
+def test_what_the_ledger_refuses_is_a_fault_of_ours(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the key of a request says that somebody was quicker."""
+
+    def refused(*_: Any) -> Any:
+        raise IntegrityError("INSERT", {}, Exception("NOT NULL constraint failed"))
+
+    monkeypatch.setattr(Reconciliations, "add", refused)
+    problem(give(client, DIFFERS), 500, "fault")
 
 
 def test_a_file_that_was_not_taken_uses_no_key(client: Client) -> None:

@@ -177,7 +177,7 @@ class Uploads:
 
         def begun(connection: Connection, run_id: str) -> None:
             if once is not None:
-                idempotency.use(connection, actor.name, *once, run_id)
+                _use(connection, actor, once, run_id)
             upload.run_id = run_id
 
         try:
@@ -204,9 +204,8 @@ class Uploads:
                 operator=actor.name,
                 detail=str(fault),
             )
-        except IntegrityError:
-            # Nothing else of it is unique: the very same was asked for at the same moment, and was first.
-            upload.refuse(Reason.ALREADY_RECONCILING, "The same file was given with this Idempotency-Key just now.")
+        except NotDone as refused:
+            upload.refused = refused
         except LedgerAway:
             upload.refuse(Reason.LEDGER_AWAY, f"The ledger does not answer. {_STAYS}")
         except _Stopped:
@@ -217,3 +216,12 @@ class Uploads:
             upload.refuse(Reason.FAULT, sentence)
         finally:
             upload.ended.set()
+
+
+def _use(connection: Connection, actor: Actor, once: Once, run_id: str) -> None:
+    try:
+        idempotency.use(connection, actor.name, *once, run_id)
+    except IntegrityError:
+        # It was asked for at the same moment, and was first.
+        sentence = "A file was given with this Idempotency-Key just now."
+        raise NotDone(Reason.ALREADY_RECONCILING, sentence) from None

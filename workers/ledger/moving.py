@@ -33,7 +33,7 @@ def move(source: Path, target_url: str, told: Callable[[int], None]) -> int:
             old.connect().execution_options(reading=True) as reading,
             new.begin() as writing,
         ):
-            if any(rows_in(writing, table) for table in TABLES):
+            if any(writing.scalar(select(select(table).exists())) for table in TABLES):
                 raise ConfigurationError("store.database_url: the ledger there is not empty; nothing was moved.")
             done = 0
             for table in TABLES:
@@ -51,7 +51,7 @@ def size(source: Path) -> int:
     engine = open_engine(_url_of(source))
     try:
         with away_when_it_fails(), engine.connect().execution_options(reading=True) as reading:
-            return sum(rows_in(reading, table) for table in TABLES)
+            return sum(reading.scalar(select(func.count()).select_from(table)) or 0 for table in TABLES)
     finally:
         engine.dispose()
 
@@ -70,7 +70,3 @@ def _copy(table: Table, reading: Connection, writing: Connection) -> Iterator[in
     for part in reading.execute(select(table).order_by(*table.primary_key)).partitions(AT_ONCE):
         writing.execute(insert(table), [row._asdict() for row in part])
         yield len(part)
-
-
-def rows_in(connection: Connection, table: Table) -> int:
-    return connection.scalar(select(func.count()).select_from(table)) or 0

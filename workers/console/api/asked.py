@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,8 @@ from workers.ledger.pages import LONGEST_PAGE, PAGE
 from workers.ledger.queries import Filter
 from workers.ledger.replays import State
 from workers.rerun import Outcome
+
+T = TypeVar("T")
 
 LONGEST_SEARCH = 200
 
@@ -172,11 +174,7 @@ class Resolution(_Asked, frozen=True):
     reason: Annotated[str, Meta(min_length=1, max_length=LONGEST_REASON)]
 
 
-def given(value: str | msgspec.UnsetType) -> str | None:
-    return None if isinstance(value, msgspec.UnsetType) else value
-
-
-def day(value: date | msgspec.UnsetType) -> date | None:
+def given(value: T | msgspec.UnsetType) -> T | None:
     return None if isinstance(value, msgspec.UnsetType) else value
 
 
@@ -202,6 +200,6 @@ def wanted(query: Notifications | Export | Payments | Reconciliations) -> Filter
         since=moment(query.since, "since"),
         until=moment(query.until, "until"),
         search=given(getattr(query, "search", msgspec.UNSET)),
-        limit=None if isinstance(query.limit, msgspec.UnsetType) else query.limit,
+        limit=given(query.limit),
         mismatch=getattr(query, "mismatch", False),
     )

@@ -22,7 +22,7 @@ def reconcile(call: Call) -> Answer:
     that was not taken. With the same key of the same client it gives what was begun with it, as it is by then."""
     query = call.query
     endpoint = call.site.uploads.endpoint(f"{query.provider}/{query.facility}")
-    days = asked.day(query.first_day), asked.day(query.last_day)
+    days = asked.given(query.first_day), asked.given(query.last_day)
     once: Once | None = None
     if call.idempotency_key is not None and not query.dry_run:
         parts = (endpoint.path, query.file_name, call.body.digest, *map(str, days))

@@ -6,7 +6,6 @@ from starlette.responses import Response
 
 from receiver import refusals
 from receiver.errors import STATUS_OF
-from receiver.refusals import Refusal
 from workers.console.refusals import counted
 from workers.console.site import Trouble, Visit
 
@@ -23,7 +22,9 @@ def listed(visit: Visit) -> Response:
         before = refusals.place(after) if after else None
     except ValueError:
         raise Trouble(400, "Nothing was done", "The cursor is none of this list; start again without one.") from None
-    found = [(place, _endpoint(each), each) for place, each in visit.site.refusals.newest_first()]
+    found = [
+        (place, _endpoint(each.provider, each.facility), each) for place, each in visit.site.refusals.newest_first()
+    ]
     counts = counted(each for _, _, each in found).most_common(MOST_COUNTED)
     chosen = [each for each in found if reason in ("", each[2].reason) and endpoint in ("", each[1])]
     older = [each for each in chosen if before is None or each[0] < before]
@@ -32,7 +33,7 @@ def listed(visit: Visit) -> Response:
         found=[refusals.shown(each) | {"endpoint": where} for _, where, each in older[:SHOWN]],
         chosen=len(chosen),
         total=len(found),
-        counted=[((why, f"{provider}/{facility}".strip("/")), number) for (why, provider, facility), number in counts],
+        counted=[((why, _endpoint(*where)), number) for (why, *where), number in counts],
         reason=reason,
         endpoint=endpoint,
         after=after,
@@ -40,5 +41,5 @@ def listed(visit: Visit) -> Response:
     )
 
 
-def _endpoint(refusal: Refusal) -> str:
-    return f"{refusal.provider}/{refusal.facility}".strip("/")
+def _endpoint(provider: str, facility: str) -> str:
+    return f"{provider}/{facility}".strip("/")
