@@ -112,6 +112,9 @@ def _steps(name: str, message: Message) -> Iterator[None]:
         token = provider.token_of(message)
         provider.authenticate(message, endpoint, EXPECTED_CASUAL if token else None)
     except Refused:
+        # A proof that stands in the body, and cannot be read. This took its time as well.
+        assert not message.headers
+        yield
         return
     yield
     message, _ = cards.masked_message(message, provider, endpoint)
