@@ -1,4 +1,5 @@
--- After each `postback migrate`, as postback_owner or a superuser:  psql -d postback -f grants.sql
+-- After each `postback migrate`, as postback_owner or a superuser, and in one transaction, or the processes that run have no
+-- rights for a moment:  psql -d postback --single-transaction -v ON_ERROR_STOP=1 -f grants.sql
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, postback_worker, postback_console;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO postback_worker, postback_console;

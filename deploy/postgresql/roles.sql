@@ -1,10 +1,14 @@
--- Once, as a superuser, in the database that is to be the ledger:  psql -d postback -f roles.sql
+-- As a superuser, in the database that is to be the ledger:  psql -d postback -f roles.sql
+-- Again where a database is made anew, as for a restore: roles that are there stay as they are.
 -- Then give each role its password with \password, and run `postback migrate` as postback_owner, and grants.sql.
 -- `postback serve` has no role: it holds no database handle.
 
-CREATE ROLE postback_owner LOGIN;    -- postback migrate, and nothing else
-CREATE ROLE postback_worker LOGIN;   -- postback work, reconcile, expect, purge and the other commands of an operator
-CREATE ROLE postback_console LOGIN;  -- postback console
+-- postback migrate, and nothing else
+DO $$ BEGIN CREATE ROLE postback_owner LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+-- postback work, reconcile, expect, purge and the other commands of an operator
+DO $$ BEGIN CREATE ROLE postback_worker LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+-- postback console
+DO $$ BEGIN CREATE ROLE postback_console LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO postback_owner;

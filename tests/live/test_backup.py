@@ -29,7 +29,7 @@ class Sqlite:
         self.urls = f"sqlite:///{self.lost}", f"sqlite:///{self.fresh}"
 
     def back_up(self) -> None:
-        shell("sqlite3 ", self.folder)
+        shell("sqlite3 ", self.folder, change=("/var/lib/postback/ledger/", f"{self.folder}/var/"))
 
     def lose_and_restore(self) -> None:
         self.lost.unlink()
@@ -49,11 +49,15 @@ class Postgresql:
     def lose_and_restore(self) -> None:
         self._execute("DROP DATABASE postback WITH (FORCE)")
         shell("createdb ", self.folder, self._where, ("postback", "fresh"))
+        shell("psql -d ", self.folder, self._where, ("postback -f ", f"fresh -f {ROOT}/"))
         shell("pg_restore ", self.folder, self._where, ("=postback", "=fresh"))
+        # A dump has the rights of tables, not those of the database.
+        self._execute("DO $$ BEGIN ASSERT NOT has_database_privilege('public', 'fresh', 'CONNECT'); END $$")
 
     def close(self) -> None:
         for name in ("postback", "fresh"):
             self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self._execute("DROP ROLE IF EXISTS postback_owner, postback_worker, postback_console")
         self._server.dispose()
 
     @property
@@ -81,7 +85,7 @@ def shell(
 ) -> None:
     """Runs the page's command that begins so, with `folder` in the place of this machine's root."""
     (line,) = re.findall(rf"^ *({begins}.*)$", PAGE, re.MULTILINE)
-    if shutil.which(begins.strip(), path=(environment or {}).get("PATH")) is None:
+    if shutil.which(begins.split()[0], path=(environment or {}).get("PATH")) is None:
         absent(begins, FileNotFoundError(f"{begins}is not installed"))
     (folder / "backup").mkdir(exist_ok=True)
     line = line.replace("/backup/", f"{folder}/backup/")
