@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from redis import Redis
@@ -269,6 +270,8 @@ def test_what_needs_attention_at_one_endpoint(filled: Browser) -> None:
     for endpoint, rows in (("", 1), ("checkout", 1), ("checkout/main", 1), ("paymentz", 0), ("checkout/none", 0)):
         page = filled.get(f"/attention?kind=failed&endpoint={endpoint}").text
         assert page.count('name="subject"') == rows, endpoint
+        _, _, trial = page.partition('href="/replays/new?')
+        assert f"endpoint={endpoint}" in unquote(trial.partition('"')[0]) or not endpoint, "of no other endpoint"
 
 
 def test_the_overview_says_that_somebody_must_look(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
