@@ -94,8 +94,9 @@ class Supervisor:
         for _, process in running if together else ():
             process.terminate()
         for child, process in running:
-            # Of one that has ended it is no signal.
-            process.terminate()
+            if not together:
+                # Of one that has ended it is no signal.
+                process.terminate()
             try:
                 process.wait(child.patience)
             except subprocess.TimeoutExpired:

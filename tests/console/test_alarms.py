@@ -6,12 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.console.conftest import Browser
 from tests.workers.material import rows
 from workers.alarms import store
 from workers.alarms.board import Alarm
 from workers.alarms.kinds import AlarmKind
+from workers.audit import Actor
+from workers.ledger import queries
 from workers.ledger.tables import audit
 
 KEY = "operator-key-of-thirty-two-characters"
@@ -71,6 +74,22 @@ def test_the_overview_shows_them_and_takes_an_acknowledgement(raised: Browser) -
     assert (again.status_code, "oscar has acknowledged it already." in again.text) == (409, True)
     (entry,) = (row for row in rows(raised.site.engine, audit) if row.action == "acknowledged")
     assert (entry.operator, entry.subject, entry.reason) == ("oscar", SILENT, "their holiday")
+
+
+def test_while_the_ledger_is_away_the_overview_shows_what_this_machine_knows(raised: Browser) -> None:
+    raised.sign_in("oscar")
+    site = raised.site
+    known = site.alarms.acknowledge(Actor("anna", "203.0.113.7"), SILENT, "known")
+    with queries.reading(site.engine) as connection:
+        alarms = store.open_alarms(connection)
+    site.settings.data_dir.mkdir(exist_ok=True)
+    store.File(site.settings.data_dir).write(store.Copy(holder="here", here=True, alarms=alarms))
+    with site.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE alarms RENAME TO elsewhere"))
+    page = raised.get("/").text
+    assert known["sentence"] in page
+    assert page.count("Somebody has acknowledged it.") == page.count("Nobody has acknowledged it.") == 1
+    assert "/alarms/acknowledge" not in page
 
 
 @pytest.mark.parametrize(

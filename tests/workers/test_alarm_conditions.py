@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from rq import Queue, SimpleWorker
 from sqlalchemy import Engine, text
 
 from receiver import metrics
 from receiver import settings as configuration
-from receiver.connection import QUEUE, Serializer
 from receiver.errors import Reason
 from receiver.notification import microseconds, new_id
 from receiver.refusals import Refusal, RefusalLog
 from tests.servers import Valkey, free_port, running_valkey
-from tests.workers.material import envelope, event, processed
+from tests.workers.material import envelope, event, processed, sign_of_life
 from workers.alarms.conditions import Conditions, Seen
 from workers.alarms.kinds import AlarmKind
 from workers.ledger.ledger import Interpreted, Ledger
@@ -32,7 +30,7 @@ THEIRS = "203.0.113.7"
 @pytest.fixture
 def document(database_url: str, valkey_server: Valkey, redis: Redis, tmp_path: Path) -> dict[str, Any]:
     """All is well: a worker has given a sign of life."""
-    alive(redis)
+    sign_of_life(redis)
     return {
         "data_dir": str(tmp_path / "var"),
         "queue": {"redis_url": valkey_server.url},
@@ -43,11 +41,6 @@ def document(database_url: str, valkey_server: Valkey, redis: Redis, tmp_path: P
             {"provider": "debitsuccess", "facility": "gym", "event_tokens": ["k"]},
         ],
     }
-
-
-def alive(redis: Redis) -> None:
-    queue = Queue(QUEUE, connection=redis, serializer=Serializer)
-    SimpleWorker([queue], connection=redis, serializer=Serializer).register_birth()  # type: ignore[no-untyped-call]
 
 
 class Looking:

@@ -15,8 +15,10 @@ import pytest
 from prometheus_client import Counter
 
 from receiver import metrics
-from receiver.errors import ConfigurationError, Reason
+from receiver.errors import ConfigurationError, Reason, Refused
 from receiver.notification import microseconds, new_id
+from receiver.providers import debitsuccess as provider
+from receiver.providers.base import Message
 from receiver.refusals import Refusal
 from tests.live.apart import make_authority, make_certificate
 from tests.servers import free_port
@@ -96,6 +98,16 @@ def test_somebody_else_who_tries_is_no_alarm_and_the_sender_at_a_new_address_is(
 )
 def test_what_is_no_refused_event_of_the_endpoint(changed: dict[str, Any]) -> None:
     assert disabling(refused(1, **changed)) is None
+
+
+@pytest.mark.parametrize("given", [{}, {"x-token": "wrong"}])
+def test_what_the_endpoint_says_of_a_refused_event_is_known(given: dict[str, str]) -> None:
+    """A refusal has no word for which product it was; its sentence tells."""
+    with pytest.raises(Refused) as caught:
+        provider.check_headers(
+            Message("application/json", {"x-eventname": "Customer.Added", **given}, b"{}"), DEBITSUCCESS
+        )
+    assert disabling(refused(1, reason=caught.value.reason, detail=caught.value.detail)) is not None
 
 
 def test_what_the_ledger_knows_of_its_addresses_and_its_last_event(ledger: Ledger) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,18 +43,6 @@ def told(what: What = What.RAISED, channel: str = "email") -> Message:
     alarm = msgspec.structs.replace(ALARM, cleared_at=NOW) if what is What.CLEARED else ALARM
     (message,) = messages.made([Change(alarm, what)], [channel], NOW, host="pay-1", console="https://console.example")
     return message
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    with Mailbox().running() as box:
-        yield box
-
-
-@pytest.fixture
-def hookbox() -> Iterator[Hookbox]:
-    with Hookbox().running() as box:
-        yield box
 
 
 def mail(box: Mailbox, **changed: Any) -> Mail:
@@ -187,7 +173,3 @@ def test_a_channel_that_is_gone_and_one_that_breaks(logged: list[Any]) -> None:
 )
 def test_what_is_no_secret_of_a_webhook(text: str) -> None:
     assert webhook_key(Secret(text.encode())) is None
-
-
-def test_tls_is_checked_as_browsers_do() -> None:
-    assert ssl.create_default_context().check_hostname

@@ -14,21 +14,19 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from rq import Queue, SimpleWorker
 from sqlalchemy import Engine, text
 
 from receiver import settings as configuration
-from receiver.connection import QUEUE, Serializer
 from receiver.errors import NotDone, Reason
 from receiver.settings import Settings
 from tests.mailbox import Hookbox, Mailbox
-from tests.servers import Valkey, running_valkey
+from tests.servers import Valkey, eventually, running_valkey
 from tests.support import secrets
-from tests.workers.material import rows
+from tests.workers.material import rows, sign_of_life
 from workers import health
 from workers.alarms import desk
 from workers.alarms.desk import Desk
-from workers.alarms.store import TAKEN_OVER_AFTER
+from workers.alarms.store import GIVEN_BACK, TAKEN_OVER_AFTER
 from workers.alarms.watch import Watch
 from workers.audit import Actor, Audit
 from workers.ledger import queries
@@ -53,21 +51,8 @@ def server() -> Iterator[Valkey]:
 def redis(server: Valkey) -> Iterator[Redis]:
     with server.client() as client:
         client.flushall()
-        queue = Queue(QUEUE, connection=client, serializer=Serializer)
-        SimpleWorker([queue], connection=client, serializer=Serializer).register_birth()  # type: ignore[no-untyped-call]
+        sign_of_life(client)
         yield client
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    with Mailbox().running() as box:
-        yield box
-
-
-@pytest.fixture
-def hookbox() -> Iterator[Hookbox]:
-    with Hookbox().running() as box:
-        yield box
 
 
 class Machine:
@@ -145,9 +130,7 @@ def killed(server: Valkey) -> Iterator[None]:
     finally:
         server.start()
         with server.client() as client:
-            queue = Queue(QUEUE, connection=client, serializer=Serializer)
-            worker = SimpleWorker([queue], connection=client, serializer=Serializer)
-            worker.register_birth()  # type: ignore[no-untyped-call]
+            sign_of_life(client)
 
 
 @contextmanager
@@ -297,6 +280,21 @@ def test_what_a_machine_remembers_from_before_another_had_them_is_forgotten(
     assert mailbox.subjects == [LEDGER, RAISED, CLEARED]
 
 
+def test_what_is_told_before_the_ledger_is_there_is_told_to_be_over(
+    document: dict[str, Any], tmp_path: Path, clock: Clock, mailbox: Mailbox, engine: Engine
+) -> None:
+    """A machine is restarted, and the ledger answers later than the watch looks."""
+    with machine(document, tmp_path) as one:
+        clock.go(10, one)
+        one.watch.stop()
+        one.watch = Watch(one.settings)
+        with away(engine):
+            clock.go(30, one)
+            assert mailbox.subjects == [LEDGER]
+        clock.go(60, one)
+    assert mailbox.subjects == [LEDGER, "[Postback] Cleared: The ledger does not answer."]
+
+
 def test_what_was_sent_while_the_ledger_went_away_is_not_sent_again(
     document: dict[str, Any], tmp_path: Path, server: Valkey, clock: Clock, mailbox: Mailbox, hookbox: Hookbox,
     engine: Engine,
@@ -395,7 +393,8 @@ def test_a_spool_that_cannot_be_read_is_a_problem_and_hides_no_other(
 def test_the_thread_looks_by_itself_and_stops(document: dict[str, Any], tmp_path: Path, engine: Engine) -> None:
     with machine(document, tmp_path) as one:
         one.watch.start()
-    assert [row.holder for row in rows(engine, alarm_watch)] in ([""], [])
+        eventually(lambda: rows(engine, alarm_watch), what="a first look")
+    assert [row.beat for row in rows(engine, alarm_watch)] == [GIVEN_BACK]
 
 
 def test_a_folder_that_cannot_be_written(

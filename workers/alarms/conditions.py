@@ -192,7 +192,7 @@ def holidays_of(regions: Iterable[str]) -> Holiday:
     for region in asked:
         try:
             _holidays(region, 2026)
-        except (NotImplementedError, KeyError):
+        except NotImplementedError:
             raise ConfigurationError(f"alarms.holidays: {region} is no country or part of one that is known.") from None
     return lambda day: any(day in _holidays(region, day.year) for region in asked)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from workers.alarms.board import ACKNOWLEDGEMENT, Alarm
@@ -24,7 +24,11 @@ TAKEN_OVER_AFTER = 60.0
 BEAT_EVERY = 10.0
 KEPT = timedelta(days=30)
 """How long a message that was sent stays."""
+GIVEN_BACK = -1
+"""The beat when the holder stopped: its name stays, so that the next one on its machine knows nobody came between."""
 _ONE = 1
+# A newer version has perhaps more of them.
+_KNOWN = alarms.c.kind.in_([kind.value for kind in AlarmKind])
 
 
 class Lease:
@@ -56,7 +60,7 @@ class Lease:
 
     def release(self, connection: Connection) -> None:
         """So that another one need not wait."""
-        connection.execute(update(alarm_watch).where(alarm_watch.c.holder == self.holder).values(holder=""))
+        connection.execute(update(alarm_watch).where(alarm_watch.c.holder == self.holder).values(beat=GIVEN_BACK))
 
     def known_elsewhere(self, holder: str) -> None:
         """What this machine knew before the ledger was asked."""
@@ -77,7 +81,7 @@ class Lease:
         return True
 
     def _may(self, row: Any, tick: float) -> bool:
-        if row.holder not in ("", self.holder, self._before):
+        if row.beat != GIVEN_BACK and row.holder not in (self.holder, self._before):
             seen = (row.holder, int(row.beat))
             if self._other is None or self._other[:2] != seen:
                 self._other = (*seen, tick)
@@ -89,13 +93,13 @@ class Lease:
 
 def open_alarms(connection: Connection) -> list[Alarm]:
     """Those that last, the oldest first."""
-    query = select(alarms).where(alarms.c.cleared_at.is_(None))
+    query = select(alarms).where(alarms.c.cleared_at.is_(None), _KNOWN)
     return [alarm_of(row) for row in connection.execute(query.order_by(alarms.c.raised_at, alarms.c.kind))]
 
 
 def every_alarm(connection: Connection, *, lock: bool = False) -> dict[Key, Alarm]:
     """Also the last one of each kind that was cleared."""
-    query = select(alarms).order_by(alarms.c.kind, alarms.c.subject)
+    query = select(alarms).where(_KNOWN).order_by(alarms.c.kind, alarms.c.subject)
     found = [alarm_of(row) for row in connection.execute(query.with_for_update() if lock else query)]
     return {alarm.key: alarm for alarm in found}
 
@@ -109,11 +113,16 @@ def unsent(connection: Connection) -> dict[str, Message]:
 def write(connection: Connection, changed: Iterable[Alarm], messages: Iterable[Message]) -> None:
     """As they are now, whatever was there before."""
     for alarm in changed:
-        connection.execute(delete(alarms).where(alarms.c.kind == alarm.kind.value, alarms.c.subject == alarm.subject))
-        connection.execute(insert(alarms).values(msgspec.structs.asdict(alarm) | {"kind": alarm.kind.value}))
+        _put(connection, alarms, msgspec.structs.asdict(alarm) | {"kind": alarm.kind.value})
     for message in messages:
-        connection.execute(delete(alarm_messages).where(alarm_messages.c.id == message.id))
-        connection.execute(insert(alarm_messages).values(msgspec.structs.asdict(message)))
+        _put(connection, alarm_messages, msgspec.structs.asdict(message))
+
+
+def _put(connection: Connection, table: Table, values: dict[str, Any]) -> None:
+    """A row that is there is changed: whoever waits for a lock on it would not find one that was made anew."""
+    here = (column == values[column.name] for column in table.primary_key)
+    if not connection.execute(update(table).where(*here).values(values)).rowcount:
+        connection.execute(insert(table).values(values))
 
 
 def catch_up(connection: Connection, known: Iterable[Alarm], messages: Iterable[Message]) -> None:
@@ -121,11 +130,19 @@ def catch_up(connection: Connection, known: Iterable[Alarm], messages: Iterable[
     before = every_alarm(connection, lock=True)
     for alarm in known:
         stored = before.get(alarm.key)
-        if stored is not None and stored.acknowledged and stored.raised_at == alarm.raised_at and alarm.open:
+        if stored is not None and _still_acknowledged(alarm, stored):
             said = {name: getattr(stored, name) for name in ACKNOWLEDGEMENT}
             alarm = msgspec.structs.replace(alarm, **said)
         write(connection, [alarm], ())
     write(connection, (), messages)
+
+
+def _still_acknowledged(alarm: Alarm, stored: Alarm) -> bool:
+    """Unless it has grown worse, and that was said already: it would be said twice."""
+    known, since = stored.acknowledged_level, stored.acknowledged_at
+    if known is None or since is None or not alarm.open or stored.raised_at != alarm.raised_at:
+        return False
+    return alarm.level <= known or alarm.told_at <= since
 
 
 def forget(connection: Connection, now: datetime) -> None:

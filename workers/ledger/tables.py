@@ -392,7 +392,7 @@ alarm_watch = Table(
     Column("beat", BigInteger, nullable=False),
     Column("beaten_at", UtcTime, nullable=False),
 )
-"""The one row: which machine looks after alarms, and a count that it raises as long as it does."""
+"""The one row: which machine looks after alarms, and a count that it raises as long as it does; -1 when it stopped."""
 
 compatibility = Table("compatibility", metadata, Column("since", String(32), primary_key=True))
 """One row: the oldest revision whose version of Postback still works on this ledger. Migrations alone write it; a
