@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 from redis import Redis
@@ -61,7 +61,7 @@ def free_port() -> int:
     raise AssertionError
 
 
-def absent(server: str, error: Exception) -> None:
+def absent(server: str, error: Exception) -> NoReturn:
     """Skips, or fails in CI."""
     if os.environ.get("CI"):
         raise error

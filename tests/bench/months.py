@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import md5
 from pathlib import Path
 from random import Random
@@ -197,7 +198,7 @@ def main() -> None:
         whole, months = engines
         partition(months)
         for name, engine in zip(_LEDGERS, engines, strict=True):
-            print(f"{name}: filled in {seconds(lambda engine=engine: fill(engine, given.notifications)):.0f} s")  # type: ignore[misc]
+            print(f"{name}: filled in {seconds(partial(fill, engine, given.notifications)):.0f} s")
             execute(engine, "VACUUM ANALYZE")
         asked = [Questions(engine, given.notifications).all() for engine in engines]
         print(f"{'':40} {'whole':>8} {'months':>8}  ms")
@@ -205,8 +206,8 @@ def main() -> None:
             print(f"{name:40} {first:8.2f} {second:8.2f}")
         month = (datetime.now(UTC) - timedelta(days=400)).strftime("%Y_%m")
         for name, engine, table in (("whole", whole, "notifications"), ("months", months, f"notifications_{month}")):
-            print(f"VACUUM {name}: {seconds(lambda e=engine, t=table: execute(e, f'VACUUM {t}')):.2f} s")  # type: ignore[misc]
-        print(f"partitioning what is whole: {seconds(lambda: execute(whole, _SCRIPT.read_text())):.1f} s")
+            print(f"VACUUM {name}: {seconds(partial(execute, engine, f'VACUUM {table}')):.2f} s")
+        print(f"partitioning what is whole: {seconds(partial(execute, whole, _SCRIPT.read_text())):.1f} s")
         for engine in (server, *engines):
             engine.dispose()
 

@@ -18,7 +18,7 @@ import pytest
 from receiver import settings as configuration
 from tests.contract.subjects import paymentz_callback
 from tests.live.installation import Installation
-from tests.servers import eventually
+from tests.servers import absent, eventually
 from workers.ledger import database
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ class Traffic:
             self.fault = error
 
 
-def recorded(database_url: str) -> list[str]:
+def in_ledger(database_url: str) -> list[str]:
     """The ids of all notifications in a ledger, also of another version's."""
     engine = database.open_engine(database_url)
     try:
@@ -129,11 +129,11 @@ def recorded(database_url: str) -> list[str]:
         engine.dispose()
 
 
-def all_recorded(database_url: str, ids: list[str]) -> None:
+def all_in_ledger(database_url: str, ids: list[str]) -> None:
     """Waits until each of `ids` is there."""
 
     def there() -> bool:
-        missing = set(ids) - set(recorded(database_url))
+        missing = set(ids) - set(in_ledger(database_url))
         assert not missing, f"{len(missing)} of {len(ids)} are not in the ledger"
         return True
 
@@ -157,6 +157,6 @@ def _git(*arguments: str) -> bytes:
         if shallow.stdout.strip() != b"false":
             pytest.skip("this is no checkout with its whole history")
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
-    except FileNotFoundError:
-        pytest.skip("git is not installed")
+    except FileNotFoundError as error:
+        absent("git", error)
     return done.stdout

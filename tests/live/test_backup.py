@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from redis import Redis
 from sqlalchemy import make_url, text
 
-from tests.live.parts import ROOT, Traffic, Version, all_recorded, recorded, stop
+from tests.live.parts import ROOT, Traffic, Version, all_in_ledger, in_ledger, stop
 from tests.servers import Valkey, absent, eventually
 from workers.ledger import database
 
@@ -108,22 +108,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sqlite | P
     server.close()
 
 
-@contextmanager
-def version(folder: Path, queue: str, store: str) -> Iterator[Version]:
-    made = Version(folder, ROOT, queue=queue, store=store)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def test_a_backup_under_traffic_is_restored_into_a_fresh_place(
     tmp_path: Path, place: Sqlite | Postgresql, valkey_server: Valkey, redis: Redis
 ) -> None:
     lost, fresh = place.urls
     with (
-        version(tmp_path / "one", valkey_server.url, lost) as one,
-        version(tmp_path / "two", valkey_server.url, fresh) as two,
+        closing(Version(tmp_path / "one", ROOT, queue=valkey_server.url, store=lost)) as one,
+        closing(Version(tmp_path / "two", ROOT, queue=valkey_server.url, store=fresh)) as two,
     ):
         assert one.run("migrate").returncode == 0
         one.start("serve", "/readyz")
@@ -131,22 +122,22 @@ def test_a_backup_under_traffic_is_restored_into_a_fresh_place(
         traffic = Traffic(one)
         try:
             traffic.flows()
-            eventually(lambda: recorded(lost))
-            before = recorded(lost)
+            eventually(lambda: in_ledger(lost))
+            before = in_ledger(lost)
             place.back_up()
             traffic.flows()
         finally:
             traffic.stop()
-        all_recorded(lost, traffic.answered)
+        all_in_ledger(lost, traffic.answered)
         # The workers stop, senders notice nothing; what comes waits in the queue.
         stop(worker)
         waiting = [one.post() for _ in range(3)]
         place.lose_and_restore()
-        restored = recorded(fresh)
+        restored = in_ledger(fresh)
         assert set(before) <= set(restored) < set(traffic.answered)
         two.start("work", "worker_started")
-        all_recorded(fresh, [*restored, *waiting])
-        assert sorted(recorded(fresh)) == sorted([*restored, *waiting])
+        all_in_ledger(fresh, [*restored, *waiting])
+        assert sorted(in_ledger(fresh)) == sorted([*restored, *waiting])
         check = two.run("payments", "rebuild", "--check", "--json")
         assert (check.returncode, check.stdout) == (0, "")
         assert two.run("audit", "verify").returncode == 0

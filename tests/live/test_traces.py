@@ -58,7 +58,7 @@ class _Take(BaseHTTPRequestHandler):
 
 
 def said(span: Span) -> dict[str, Any]:
-    """The attributes of a span, and whether it failed."""
+    """The attributes of a span."""
     values = {each.key: each.value for each in span.attributes}
     return {key: value.string_value or value.int_value or value.double_value for key, value in values.items()}
 

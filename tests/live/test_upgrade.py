@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import make_url, select, text
 
 from tests import ledgers
 from tests.live.installation import installed
-from tests.live.parts import ROOT, Traffic, Version, all_recorded, before_newest_migration, recorded, stop
+from tests.live.parts import ROOT, Traffic, Version, all_in_ledger, before_newest_migration, in_ledger, stop
 from tests.live.test_installation import ACME, FORM, quickstream
 from tests.servers import Valkey, eventually
 from tests.workers.test_compatibility import AHEAD
@@ -36,16 +37,19 @@ def test_the_version_before_runs_on_while_the_ledger_is_migrated(
 ) -> None:
     """What the version before the newest migration really was, from the history."""
     places = {"queue": valkey_server.url, "store": ledger_url}
-    old = Version(tmp_path / "old", before_newest_migration(tmp_path / "code"), **places)
-    new = Version(tmp_path / "new", ROOT, **places)
-    traffic: Traffic | None = None
-    try:
+    code_before = before_newest_migration(tmp_path / "code")
+    with (
+        closing(Version(tmp_path / "old", code_before, **places)) as old,
+        closing(Version(tmp_path / "new", ROOT, **places)) as new,
+        ExitStack() as sending,
+    ):
         assert old.run("migrate").returncode == 0
         before = database.schema(ledger_url)
         assert before.current != before.newest
         old.start("serve", "/readyz")
         old_worker = old.start("work", "worker_started")
         traffic = Traffic(old)
+        sending.callback(traffic.stop)
         traffic.flows()
         # The new worker does not start on the old ledger: the order is not to be got wrong.
         refused = new.run("work")
@@ -59,8 +63,9 @@ def test_the_version_before_runs_on_while_the_ledger_is_migrated(
         answered = traffic.answered
         new.start("serve", "/readyz")
         traffic = Traffic(old, new)
+        sending.callback(traffic.stop)
         traffic.flows()
-        all_recorded(ledger_url, [*answered, *traffic.answered])
+        all_in_ledger(ledger_url, [*answered, *traffic.answered])
         # Both workers, then the new one alone, with what both accept sides take.
         new_worker = new.start("work", "worker_started")
         traffic.flows()
@@ -68,8 +73,8 @@ def test_the_version_before_runs_on_while_the_ledger_is_migrated(
         traffic.flows()
         traffic.stop()
         answered += traffic.answered
-        all_recorded(ledger_url, answered)
-        assert sorted(recorded(ledger_url)) == sorted(answered)
+        all_in_ledger(ledger_url, answered)
+        assert sorted(in_ledger(ledger_url)) == sorted(answered)
         check = new.run("payments", "rebuild", "--check")
         assert check.returncode == 0, check.stdout
         # Back again, where the newest migration lets the version before go on.
@@ -80,12 +85,7 @@ def test_the_version_before_runs_on_while_the_ledger_is_migrated(
         else:
             assert old.run("migrate").returncode == 0
             old.start("work", "worker_started")
-            all_recorded(ledger_url, [new.post()])
-    finally:
-        if traffic is not None:
-            traffic.stop()
-        old.close()
-        new.close()
+            all_in_ledger(ledger_url, [new.post()])
 
 
 def since(url: str) -> str | None:
