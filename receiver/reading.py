@@ -29,11 +29,11 @@ MAX_PARTS = 5000
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
-# Entities, DTDs, network and huge trees are off: none of the senders uses them, and each has been an attack (XXE,
-# billion laughs). Comments and processing instructions carry no fields.
 # What is refused for its document type is refused before the parser looks, which takes a third of a second for 256 KiB
 # of attribute lists; in an encoding that is no plain text but for NULs, after it.
 _DOCUMENT_TYPE = re.compile(rb"[\xef\xbb\xbf\xfe\xff]*+(?>\s++|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
+# Entities, DTDs, network and huge trees are off: none of the senders uses them, and each has been an attack (XXE,
+# billion laughs). Comments and processing instructions carry no fields.
 _XML = etree.XMLParser(
     resolve_entities=False,
     load_dtd=False,

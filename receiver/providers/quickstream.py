@@ -189,7 +189,7 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     if not receipt:
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
-    if len(receipt) + len(community) >= MAX_KEY and len(payment_id_of(fields)) > MAX_KEY:
+    if len(payment_id_of(fields)) > MAX_KEY:
         raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
     if (business or fields.need("supplierBusinessCode")) not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
