@@ -12,7 +12,7 @@ from redis import asyncio as redis_asyncio
 
 from receiver import buckets
 from receiver.buckets import Buckets, Limit, key
-from tests.receiver.serving import away, up, with_client
+from tests.receiver.serving import away, be_patient, up, with_client
 from tests.servers import Valkey, running_valkey
 
 LIMIT = Limit(10, 0.001, 4)
@@ -27,8 +27,7 @@ def server() -> Iterator[Valkey]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine Redis may be late, and would count as away."""
-    monkeypatch.setattr(buckets, "DEADLINE", 10.0)
+    be_patient(monkeypatch)
 
 
 class Clock:
