@@ -22,6 +22,7 @@ from receiver.errors import LedgerAway
 from receiver.job import enqueue
 from receiver.signing import Seal
 from tests.live.installation import Installation
+from tests.servers import eventually
 from workers.ledger import queries
 from workers.ledger.database import open_engine
 from workers.ledger.tables import notifications
@@ -138,6 +139,8 @@ def stopped(*pids: int) -> Iterator[None]:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
+        # The signal is on its way only: a thread that runs, or waits for the disk, goes on for a while.
+        eventually(lambda: not any(_moves(pid) for pid in pids), what="the stop")
         yield
     finally:
         for pid in pids:
@@ -145,6 +148,19 @@ def stopped(*pids: int) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 continue
+
+
+def _moves(pid: int) -> bool:
+    """Whether a thread of this process is neither stopped nor at its end."""
+    return any(_state(thread) not in "TtZX" for thread in Path(f"/proc/{pid}/task").glob("*/stat"))
+
+
+def _state(stat: Path) -> str:
+    """One letter, as proc(5) has them; X for what is gone."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 @contextmanager
