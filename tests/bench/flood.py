@@ -11,6 +11,8 @@ import argparse
 import asyncio
 import json
 import random
+import re
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,17 +35,23 @@ _SLOW_ONES = (
 )
 
 
+# Both keep the length, as some proofs stand in the body.
+_PROOF = re.compile(rb'((?:Basic|Cko-Signature:|X-Token:|"checksum":) "?)([^"\r]+)')
+_OTHERWISE = bytes.maketrans(b"abcdef0123456789", b"bcdefa1234567890")
+_PROOF_NAME = re.compile(rb"(Authorizatio|Cko-Signatur|X-Toke|checksu)\w")
+
+
 def bad(number: int) -> bytes:
-    """An unproven request; a wrong proof, no proof, a wrong address, or no HTTP at all."""
+    """A request that is refused: a wrong address, a wrong proof, no proof, or no HTTP at all."""
     good = list(requests.KINDS.values())[number % len(requests.KINDS)](f"9{number:011d}")
     kind = number // len(requests.KINDS) % 4
     if kind == 0:
         return good.replace(b"POST /notify/", b"POST /notify/x")
+    if kind == 3:
+        return good.replace(b"Host: ", b"Host : ")
     if kind == 1:
-        return good[:-3] + b"xyz" if b"Authorization" not in good else good.replace(b"Basic ", b"Basic AA")
-    if kind == 2:
-        return good.replace(b"Authorization:", b"X-A:").replace(b"X-Token:", b"X-B:").replace(b"Signature:", b"No:")
-    return good.replace(b"Host: ", b"Host : ")
+        return _PROOF.sub(lambda proof: proof[1] + proof[2].translate(_OTHERWISE), good)
+    return _PROOF_NAME.sub(rb"\1x", good)
 
 
 async def slow_client(port: int) -> None:
@@ -119,6 +127,10 @@ async def measure(bench: Bench, port: int, pid: int, seconds: int) -> dict[str, 
         "p99 ms": _percentile(waits, 99),
         "longest ms": round(max(waits), 1),
         "bad per second": round(seen.per_second),
+        "bad sent": seen.requests + seen.errors,
+        "bad refused": seen.bad_status,
+        "bad accepted": seen.requests - seen.bad_status,
+        "bad unanswered": seen.errors,
         "processor us per request": round(used / (seen.requests + len(waits)) * 1e6),
         "slow connections": SLOW,
         **machine.described(),
@@ -143,6 +155,8 @@ def main() -> None:
             installation.drained()
             found["kept"] = installation.stored()[0]
     print(json.dumps(found, indent=2))
+    if found["bad accepted"]:
+        sys.exit("Requests that prove nothing were accepted.")
 
 
 if __name__ == "__main__":
