@@ -213,9 +213,9 @@ class HeldLimit:
         """Counts one more. Raises `Refused` (429) over the limit."""
         key = held_key(provider, facility)
         address = parse(source)
-        whose = neighbourhood(address) if address else ""
-        if not await self._buckets.take(f"held:{provider}/{facility}:{whose}", self._of_address):
-            raise Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens came from this address.")
+        of_address = f"held:{provider}/{facility}:{neighbourhood(address) if address else ''}"
+        if self._buckets.is_shut(of_address):
+            raise _address_full()
         room: bool | None = None
         if self._up():
             try:
@@ -223,10 +223,27 @@ class HeldLimit:
                     room = await self._take_in_redis(key, notification_id)
             except (RedisError, OSError):
                 room = None
+        in_redis = room is not None
         if room is None:
             room = self._take_here(key)
         if not room:
             raise Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens are waiting already.")
+        # Only now: a bucket is kept for a day, and many addresses must not leave more of them than there is room for.
+        if not await self._buckets.take(of_address, self._of_address):
+            await self._give_back(key, notification_id, in_redis)
+            raise _address_full()
+
+    async def _give_back(self, key: str, notification_id: str, in_redis: bool) -> None:
+        if not in_redis:
+            if taken := self._here.get(key):
+                taken.pop()
+            return
+        try:
+            async with asyncio.timeout(COUNT_DEADLINE):
+                await self._redis.zrem(key, notification_id)
+        except (RedisError, OSError):
+            # It counts for a day, although it is not there.
+            return
 
     async def _take_in_redis(self, key: str, notification_id: str) -> bool:
         now = time.time()
@@ -253,6 +270,10 @@ class HeldLimit:
             return False
         taken.append(now)
         return True
+
+
+def _address_full() -> Refused:
+    return Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens came from this address.")
 
 
 def forget_held(redis: Any, provider: str, facility: str, ids: list[str]) -> None:

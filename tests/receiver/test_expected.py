@@ -354,6 +354,45 @@ def test_without_redis_each_process_counts_for_itself(server: Valkey, tmp_path: 
     with_client(server, tmp_path, hold)
 
 
+def test_without_redis_the_endpoint_s_limit_is_for_all_addresses(server: Valkey, tmp_path: Path) -> None:
+    async def hold(client: redis_asyncio.Redis) -> None:
+        server.kill()
+        limit = HeldLimit(client, up, 3)
+        over = [await full(limit, str(number), source=f"203.0.113.{number}") for number in range(5)]
+        assert over == [False, False, False, True, True]
+
+    with_client(server, tmp_path, hold)
+
+
+def test_many_addresses_leave_no_more_in_redis_than_there_is_room_for(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path
+) -> None:
+    """What is kept for a day for each address would fill Redis, were it kept for those that are refused."""
+
+    async def hold(client: redis_asyncio.Redis) -> None:
+        limit = HeldLimit(client, up, 3, 2)
+        over = [await full(limit, str(number), source=f"2001:db8:{number:x}::1") for number in range(50)]
+        assert over == [False] * 3 + [True] * 47
+        assert len(redis.keys("postback:bucket:*")) == 3
+        assert redis.zcard(held_key("debitsuccess", "gym")) == 3
+
+    with_client(valkey_server, tmp_path, hold)
+
+
+@pytest.mark.parametrize("redis_is", [up, away])
+def test_what_one_address_has_too_much_takes_nothing_from_the_others(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path, redis_is: Callable[[], bool]
+) -> None:
+    async def hold(client: redis_asyncio.Redis) -> None:
+        limit = HeldLimit(client, redis_is, 3, 1)
+        assert [await full(limit, str(number)) for number in range(9)] == [False] + [True] * 8
+        assert not await full(limit, "another", source="203.0.113.8")
+        assert not await full(limit, "a third", source="203.0.113.9")
+        assert await full(limit, "a fourth", source="203.0.113.10")
+
+    with_client(valkey_server, tmp_path, hold)
+
+
 @pytest.mark.parametrize("redis_is", [up, away])
 def test_one_address_cannot_use_all_the_room(
     redis: Redis, valkey_server: Valkey, tmp_path: Path, redis_is: Callable[[], bool]
