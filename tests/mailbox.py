@@ -16,6 +16,7 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
+from tests.secrecy import RECORDER
 from tests.servers import free_port
 
 USERNAME, PASSWORD = "postback", "mail-password-of-the-tests"
@@ -48,6 +49,7 @@ class Mailbox:
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # its name in aiosmtpd
         if self.refuses:
             return "451 Try again later"
+        RECORDER.look("a mail", envelope.content)
         letter = message_from_bytes(envelope.content, policy=policy.default)
         assert isinstance(letter, EmailMessage)
         self.letters.append(letter)
@@ -101,6 +103,7 @@ class Hookbox:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # its name in http.server
                 body = self.rfile.read(int(self.headers["content-length"]))
+                RECORDER.look("what a webhook was sent", body)
                 box.posted.append(Posted({name.lower(): value for name, value in self.headers.items()}, body))
                 self.send_response(box.status)
                 if 300 <= box.status < 400:

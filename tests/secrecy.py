@@ -1,4 +1,4 @@
-"""Looks for the tests' own secrets in all that is printed, logged, answered, exported, kept in a ledger or a spool, and
+"""Looks for the tests' own secrets in all that is printed, logged, answered, sent, kept in a ledger or a spool, and
 shown in the list of processes, while the whole suite runs: the test during which one comes out fails.
 
 Each process of the test runner looks for itself, so that any number of them may share the suite.
@@ -17,6 +17,9 @@ from urllib.parse import quote, quote_plus
 import httpx
 import pytest
 
+from receiver.settings import Settings
+from workers.cli import machine
+
 KNOWN = (
     *("old:pässword", "new:pässword", "cko-old-key", "cko-new-key", "pz-old-key", "pz-new-key"),
     *("event-old-token", "event-new-token", "qs-old:pass", "qs-new:pässword", "octane-password", "elsewhere-password"),
@@ -26,6 +29,7 @@ KNOWN = (
     *("console-client-key-of-32-characters!", "operators-password-17", "queue-password", "sentinel-password"),
     *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass", "moved-seal-key", "a-seal-key-of-the-tests"),
     *("old-body-key-oooooooooooooooo", "new-body-key-nnnnnnnnnnnnnnnn", "return-password", "next-password"),
+    *("return-old-password", "return-new-password", "correct horse battery"),
     *("mail-password-of-the-tests", "whsec_bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctMQ=="),
 )
 """Secrets that tests configure, long and odd enough to stand nowhere else."""
@@ -43,6 +47,14 @@ def _spellings(secret: str) -> Iterator[bytes]:
 
 
 SPELLINGS = {spelling: secret for secret in KNOWN for spelling in _spellings(secret)}
+
+
+def unknown(settings: Settings) -> list[str]:
+    """The secrets of a configuration that nobody would look out for. A hash of a password and the address of a server
+    are none."""
+    known = {secret.encode() for secret in KNOWN}
+    revealed = {secret.reveal() for secret in machine.secrets_of(settings)}
+    return [repr(secret) for secret in revealed - known if not secret.startswith(b"$scrypt$") and b"://" not in secret]
 
 
 LEFT = {".log", ".jsonl", ".out", ".err", ".csv", ".html", ".json", ".sqlite3", ".sqlite3-wal"}
@@ -94,6 +106,7 @@ RECORDER = Recorder()
 def watch() -> None:
     """From now on answers, commands and what they print are looked at."""
     _after(httpx.Client, "send", _look_at_answer)
+    _after_all(httpx.AsyncClient, "send", _look_at_answer)
     _after(subprocess, "run", _look_at_output)
 
 
@@ -102,6 +115,18 @@ def _after(owner: Any, name: str, look: Callable[[Any], None]) -> None:
 
     def watched(*arguments: Any, **more: Any) -> Any:
         result = original(*arguments, **more)
+        look(result)
+        return result
+
+    setattr(owner, name, watched)
+
+
+def _after_all(owner: Any, name: str, look: Callable[[Any], None]) -> None:
+    """The same for what is awaited."""
+    original = getattr(owner, name)
+
+    async def watched(*arguments: Any, **more: Any) -> Any:
+        result = await original(*arguments, **more)
         look(result)
         return result
 

@@ -95,7 +95,7 @@ def live_waits(desk: Desk, redis: Any, redis_url: str, url: str, folder: Path) -
         "data_dir": str(folder),
         "queue": {"redis_url": redis_url},
         "store": {"database_url": url},
-        "security": {"seal_keys": ["seal-old", "seal-new"]},
+        "security": {"seal_keys": ["old-seal-key", "new-seal-key"]},
         "endpoint": [{"provider": "checkout", "facility": "main", "signature_keys": ["k"]}],
     }
     worker = multiprocessing.get_context("spawn").Process(target=work, args=(document, folder))
@@ -110,7 +110,11 @@ def live_waits(desk: Desk, redis: Any, redis_url: str, url: str, folder: Path) -
 def _waits(desk: Desk, redis: Any) -> list[float]:
     limits = Limits(approve_above=COUNT)
     asking = Replays(
-        desk.ledger, desk.pipeline, Audit(KEYS), limits, waker(redis, Seal(secrets("seal-old", "seal-new"), "replay"))
+        desk.ledger,
+        desk.pipeline,
+        Audit(KEYS),
+        limits,
+        waker(redis, Seal(secrets("old-seal-key", "new-seal-key"), "replay")),
     )
     queue = queue_of(redis)
     _live(desk, queue)

@@ -70,7 +70,7 @@ def document(valkey_server: Valkey, redis: Redis, password_hash: str, store: str
         "queue": {"redis_url": valkey_server.url},
         "store": {"database_url": store},
         "security": {
-            "seal_keys": ["seal-old", "seal-new"],
+            "seal_keys": ["old-seal-key", "new-seal-key"],
             "operators": [
                 {"name": "vera", "password_hash": password_hash},
                 {"name": "oscar", "password_hash": password_hash, "role": "operator"},
@@ -78,8 +78,8 @@ def document(valkey_server: Valkey, redis: Redis, password_hash: str, store: str
             ],
         },
         "endpoint": [
-            {"provider": "checkout", "facility": "main", "signature_keys": ["k"]},
-            {"provider": "paymentz", "facility": "eu", "secure_keys": ["k"]},
+            {"provider": "checkout", "facility": "main", "signature_keys": ["cko-new-key"]},
+            {"provider": "paymentz", "facility": "eu", "secure_keys": ["pz-new-key"]},
         ],
     }
 

@@ -280,11 +280,11 @@ def test_an_old_seal_key_still_reads_and_the_new_one_signs(
     browser: Browser, document: dict[str, Any], tmp_path: Path
 ) -> None:
     browser.sign_in()
-    document["security"]["seal_keys"] = ["seal-new", "seal-newer"]
+    document["security"]["seal_keys"] = ["new-seal-key", "newest-seal-key"]
     rotated = Browser(settings_of(document, tmp_path))
     rotated.show(browser.cookie)
     assert rotated.get("/").status_code == 200
-    document["security"]["seal_keys"] = ["seal-newer"]
+    document["security"]["seal_keys"] = ["newest-seal-key"]
     without = Browser(settings_of(document, tmp_path))
     without.show(browser.cookie)
     assert without.get("/").status_code == 303

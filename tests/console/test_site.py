@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from receiver.settings import Settings
 from tests.console.conftest import PASSWORD, Browser, settings_of
+from tests.secrecy import unknown
 from workers.console import headers
 from workers.console.site import LARGEST_FORM, own_path
 from workers.ledger import queries
@@ -41,6 +42,10 @@ def test_every_page_asks_for_a_sign_in(browser: Browser) -> None:
             assert methods == {"POST"}
             assert browser.post(filled(route.path), {"token": "x"}).status_code == 401, route.path
     assert asked >= 4
+
+
+def test_the_secrets_of_these_tests_are_looked_out_for(settings: Settings) -> None:
+    assert unknown(settings) == []
 
 
 def test_every_form_needs_the_token_of_its_session(browser: Browser, settings: Settings) -> None:

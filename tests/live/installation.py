@@ -28,7 +28,7 @@ environment = "test"
 allowed_sources = ["127.0.0.0/8"]
 username = "acme"
 passwords = ["qs-old:pass", "qs-new:pässword"]
-hmac_passwords = ["token-old", "token-new"]
+hmac_passwords = ["return-old-password", "return-new-password"]
 supplier_business_codes = ["ACME"]
 
 [[endpoint]]

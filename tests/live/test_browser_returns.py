@@ -48,7 +48,7 @@ def address(running: Installation, outcome: str) -> str:
         pairs = [*FAILED, ("errorField", "acceptSurcharge"), ("errorField", "ignoreDuplicate")]
         return f"{running.url}/return/quickstream/acme?{urlencode(pairs)}"
     pairs = [*PAID, ("summaryCode", {"approved": "0", "declined": "1", "pending": "2"}[outcome])]
-    pairs.append(("hmac", return_digest(pairs, *secrets("token-new"))))
+    pairs.append(("hmac", return_digest(pairs, *secrets("return-new-password"))))
     return f"{running.url}/return/quickstream/acme?{urlencode(pairs)}"
 
 

@@ -6,12 +6,16 @@ import asyncio
 import subprocess
 import sys
 from base64 import b64encode
+from pathlib import Path
 
 import httpx
 import pytest
 
+from receiver import settings as configuration
 from tests import asgi
-from tests.secrecy import RECORDER, Recorder
+from tests.live.installation import Installation
+from tests.receiver.serving import configured
+from tests.secrecy import RECORDER, Recorder, unknown
 from tests.servers import eventually
 
 SECRET = "qs-new:pässword"
@@ -32,6 +36,13 @@ def test_every_spelling_is_found(text: str | bytes) -> None:
     recorder.look("here", text)
     assert f"{SECRET!r} in here" in recorder.taken()
     assert recorder.taken() == []
+
+
+def test_the_secrets_of_the_installations_are_known(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.client.close()
+    assert unknown(configuration.load(installation.config)) == []
+    assert unknown(configured(tmp_path, "redis://127.0.0.1")) == []
 
 
 def test_command_lines_are_found() -> None:
@@ -68,6 +79,13 @@ def test_what_commands_print_and_servers_answer_is_looked_at() -> None:
     with httpx.Client(transport=transport) as client:
         client.get("http://127.0.0.1/page")
     assert any("/page" in found for found in RECORDER.taken())
+
+    async def get() -> None:
+        async with httpx.AsyncClient(transport=transport) as client:
+            await client.get("http://127.0.0.1/awaited")
+
+    asyncio.run(get())
+    assert any("/awaited" in found for found in RECORDER.taken())
 
     async def leaks(scope: object, receive: object, send: object) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]

@@ -32,7 +32,7 @@ NOW = 1_741_231_329_123_457
 """Microseconds whose last digit a float of seconds loses."""
 MOMENT = datetime(2025, 3, 6, 3, 22, 9, 123457, tzinfo=UTC)
 
-SEAL = Seal(secrets("seal-old", "seal-new"), "batch")
+SEAL = Seal(secrets("old-seal-key", "new-seal-key"), "batch")
 OCTANE = QuickStreamEndpoint(
     facility="octane",
     environment="test",

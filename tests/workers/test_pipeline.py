@@ -82,7 +82,7 @@ def test_a_batch_that_comes_twice_at_once_counts_once(ledger: Ledger, engine: En
 
 
 def test_opens_what_an_old_seal_key_sealed(ledger: Ledger) -> None:
-    old = Seal(secrets("seal-old"), "batch")
+    old = Seal(secrets("old-seal-key"), "batch")
     message = SEAL.open(sealed(*good()))
     assert len(pipeline(ledger).process(old.seal(message)).new) == 4
 
@@ -95,7 +95,7 @@ def test_opens_what_an_old_seal_key_sealed(ledger: Ledger) -> None:
         sealed(*GOOD)[:-1],
         b"x" + sealed(*GOOD),
         Seal(secrets("other"), "batch").seal(SEAL.open(sealed(*GOOD))),
-        Seal(secrets("seal-new"), "expectation").seal(SEAL.open(sealed(*GOOD))),
+        Seal(secrets("new-seal-key"), "expectation").seal(SEAL.open(sealed(*GOOD))),
         SEAL.seal(b"not a batch"),
     ],
 )

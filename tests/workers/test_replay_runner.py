@@ -25,7 +25,7 @@ from workers.ledger.tables import notifications, payments, replays
 from workers.replay import Chosen, Replays
 from workers.replay_runner import RUN_REPLAY, ReplayRunner, replay_of, wake_stalled, waker
 
-KEYS = secrets("seal-old", "seal-new")
+KEYS = secrets("old-seal-key", "new-seal-key")
 SEAL = Seal(KEYS, "replay")
 MANY = 1000
 

@@ -48,7 +48,9 @@ from workers.ledger.tables import browser_returns, expectations, notifications
 
 CAPTURED = delivered(recorded("checkout", "payment_captured"))
 CASUAL = recorded("debitsuccess", "casual_payment")
-SEALS = {purpose: Seal(secrets("seal-old", "seal-new"), purpose) for purpose in ("batch", "expectation", "returns")}
+SEALS = {
+    purpose: Seal(secrets("old-seal-key", "new-seal-key"), purpose) for purpose in ("batch", "expectation", "returns")
+}
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -75,7 +77,7 @@ class Workers:
             "data_dir": str(folder),
             "queue": {"redis_url": redis_url},
             "store": {"database_url": database_url},
-            "security": {"seal_keys": ["seal-old", "seal-new"]},
+            "security": {"seal_keys": ["old-seal-key", "new-seal-key"]},
             "endpoint": [
                 {"provider": "checkout", "facility": "main", "signature_keys": ["k"]},
                 {"provider": "debitsuccess", "facility": "gym"},

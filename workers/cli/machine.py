@@ -69,7 +69,7 @@ def _processes(settings: Settings) -> Iterator[Finding]:
 
 
 def _secret_files(settings: Settings, folder: Path) -> Iterator[Finding]:
-    for origin in sorted({secret.origin for secret in _secrets(settings) if secret.origin.startswith("file:")}):
+    for origin in sorted({secret.origin for secret in secrets_of(settings) if secret.origin.startswith("file:")}):
         mode = (folder / origin.removeprefix("file:")).stat().st_mode
         if mode & stat.S_IWOTH:
             yield Finding("secrets", "fault", f"{origin}: every user of this machine may write it; chmod o= takes that")
@@ -77,15 +77,16 @@ def _secret_files(settings: Settings, folder: Path) -> Iterator[Finding]:
             yield Finding("secrets", "note", f"{origin}: every user of this machine may read it; chmod o= takes that")
 
 
-def _secrets(value: Any) -> Iterator[Secret]:
+def secrets_of(value: Any) -> Iterator[Secret]:
+    """Those of the whole configuration, or of a part of it."""
     if isinstance(value, Secret):
         yield value
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
-            yield from _secrets(getattr(value, name))
+            yield from secrets_of(getattr(value, name))
     elif isinstance(value, tuple):
         for each in value:
-            yield from _secrets(each)
+            yield from secrets_of(each)
 
 
 def _settlement_folders(settings: Settings) -> Iterator[Finding]:
