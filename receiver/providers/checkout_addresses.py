@@ -51,29 +51,29 @@ class Difference(NamedTuple):
 
 def differences(allowed: Sequence[Network], today: date) -> Iterator[Difference]:
     """In what a list of the user's own differs from what the vendor documents, as parts of a sentence."""
-    lacking = [row for row in documented() if not any(_covers(network, row.network) for network in allowed)]
+    lacking = [row for row in documented() if not any(covers(network, row.network) for network in allowed)]
     for due in sorted({row.allow_before for row in lacking if row.allow_before}):
-        ranges = _shown(row.network for row in lacking if row.allow_before == due)
+        ranges = shown(row.network for row in lacking if row.allow_before == due)
         if today < due:
             yield Difference(False, f"lacks {ranges}; Checkout.com asks to allow them before {due}")
         else:
             yield Difference(True, f"lacks {ranges}, from which Checkout.com sends since {due}")
     if in_use := [row for row in lacking if row.allow_before is None]:
         read = max(row.read for row in in_use)
-        yield Difference(False, f"lacks {_shown(row.network for row in in_use)}, documented on {read}")
-    unknown = [network for network in allowed if not any(_touches(network, row.network) for row in documented())]
+        yield Difference(False, f"lacks {shown(row.network for row in in_use)}, documented on {read}")
+    unknown = [network for network in allowed if not any(touches(network, row.network) for row in documented())]
     if unknown:
         read = max(row.read for row in documented())
-        yield Difference(False, f"has {_shown(unknown)}, which is not in the documents known here (of {read})")
+        yield Difference(False, f"has {shown(unknown)}, which is not in the documents known here (of {read})")
 
 
-def _covers(wide: Network, narrow: Network) -> bool:
+def covers(wide: Network, narrow: Network) -> bool:
     return wide.version == narrow.version and narrow.subnet_of(wide)  # type: ignore[arg-type]
 
 
-def _touches(one: Network, other: Network) -> bool:
+def touches(one: Network, other: Network) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def _shown(networks: Iterable[Network]) -> str:
+def shown(networks: Iterable[Network]) -> str:
     return ", ".join(map(str, networks))

@@ -69,6 +69,8 @@ _CORE = frozenset(
         "successFlag",
     }
 )
+# What tells payments apart: of two, even of two that say the same, another program may read another one.
+_ONCE = ("receiptNumber", "communityCode")
 _BELIEVED = ("receiptNumber", "communityCode", "supplierBusinessCode", "summaryCode", "successFlag", "surchargeAmount")
 _IDENTIFIERS = ("receiptNumber", "communityCode", "paymentAmount", "surchargeAmount")
 # A row of the settlement file is kept with this header. `kept_headers` has no such name, so that no request brings it.
@@ -183,6 +185,8 @@ def _read(message: Message) -> Fields:
 def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     """Raises `Quarantined` unless this is a payment of this endpoint's business that does not contradict itself."""
     for name in fields.repeated:
+        if name in _ONCE:
+            raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs more than once")
         if name in _CORE:
             fields.get(name)  # raises for two different values
     receipt, community, business, summary, success, surcharge = fields.texts(_BELIEVED)

@@ -38,16 +38,28 @@ class Wire:
     source: str = "127.0.0.1"
     length: int | None = None
     """Content-Length, where it is not that of the body."""
+    piece: int | None = None
+    """Bytes of each chunk, where the body comes in chunks."""
+    trailers: tuple[tuple[str, str], ...] = ()
+    """Headers behind a body that comes in chunks, which prove nothing."""
 
     def written(self) -> bytes:
         lines = [f"{self.method} {self.target} HTTP/1.1", "Host: h"]
         lines += [f"{name}: {value}" for name, value in self.headers]
+        if self.piece is not None:
+            lines += ["Transfer-Encoding: chunked", "", ""]
+            return "\r\n".join(lines).encode("latin-1") + self._chunks(self.piece)
         lines += [f"Content-Length: {len(self.body) if self.length is None else self.length}", "", ""]
         return "\r\n".join(lines).encode("latin-1") + self.body
 
+    def _chunks(self, piece: int) -> bytes:
+        parts = [self.body[start : start + piece] for start in range(0, len(self.body), piece)]
+        last = "".join(f"{name}: {value}\r\n" for name, value in self.trailers).encode("latin-1")
+        return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n" + last + b"\r\n"
+
     @property
     def sent_body(self) -> bytes:
-        return self.body if self.length is None else self.body[: self.length]
+        return self.body if self.length is None or self.piece is not None else self.body[: self.length]
 
     def header(self, name: str) -> str | None:
         """The value of a header that occurs once; None otherwise."""
@@ -59,7 +71,7 @@ def proven(wire: Wire) -> bool:
     """Whether `wire` may become a verified notification of the endpoint that it is sent to."""
     if wire.method != "POST" or any("\r" in value or "\n" in value for _, value in wire.headers):
         return False
-    if wire.length is not None and not 0 < wire.length <= len(wire.body):
+    if wire.piece is None and wire.length is not None and not 0 < wire.length <= len(wire.body):
         return False
     target = wire.target.rstrip(" ")  # before the version, where more than one space says the same
     path = urlsplit(target).path if re.match(r"[A-Za-z]+://", target) else target

@@ -6,10 +6,13 @@ server; what then lies in the queue is held against a second, independent judgem
 
 from __future__ import annotations
 
+import ast
+import gzip
 import os
 import re
 import socket
 import threading
+import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote_from_bytes
 
 import msgspec
 import pytest
@@ -30,14 +34,16 @@ from receiver import app
 from receiver import settings as configuration
 from receiver.door import Door
 from receiver.expected import register
+from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint
+from receiver.returns import PREFIX
 from receiver.server import Connection
 from tests.asgi import running
-from tests.contract.proofs import PASSWORDS, STATIC_KEY, Wire, proven
+from tests.contract.proofs import FORM_TOKEN, PASSWORDS, STATIC_KEY, WEBHOOK_TOKEN, Wire, proven
 from tests.live.installation import installed
 from tests.receiver.serving import API_KEY, EXPECTATION_SEAL, SEAL_KEY, configured, kept
 from tests.servers import Valkey, eventually
-from tests.support import EXPECTED_CASUAL, Recorded, recorded
+from tests.support import EXPECTED_CASUAL, Recorded, recorded, secrets
 
 BASIC = {f"Basic {b64encode(f'acme:{password}'.encode()).decode()}" for password in PASSWORDS}
 
@@ -62,10 +68,15 @@ PROVEN = {
 TARGETS = sorted({request.target for request in PROVEN.values()})
 
 
+def test_every_sender_is_changed_below() -> None:
+    assert {request.target.split("/")[2] for request in PROVEN.values()} == set(PROVIDERS)
+
+
 @pytest.fixture(scope="module")
 def port(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The application behind the server as it is shipped, in a thread."""
-    settings = configured(tmp_path_factory.mktemp("proofs"), valkey_server.url, max_refused_per_address=1000)
+    limits: dict[str, Any] = {"trusted_proxies": [], "max_refused": 100_000, "max_refused_per_address": 100_000}
+    settings = configured(tmp_path_factory.mktemp("proofs"), valkey_server.url, **limits)
     quickstream: Endpoint = settings.endpoint[0]
     endpoints = (msgspec.structs.replace(quickstream, allowed_sources=("127.0.0.1/32",)), *settings.endpoint[1:])
     built = app.build(msgspec.structs.replace(settings, endpoint=endpoints))
@@ -117,12 +128,78 @@ Change = Callable[[Wire], Wire]
 
 
 def changes() -> st.SearchStrategy[Change]:
-    return st.one_of(_of_method(), _of_target(), _of_headers(), _of_proof(), _of_body(), _of_source())
+    return st.one_of(_of_method(), _of_target(), _of_headers(), _of_proof(), _of_encoding(), _of_body(), _of_source())
+
+
+METHODS = [
+    *("GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE", "LINK", "PURGE", "QUERY", "SUBSCRIBE"),
+    *("post", "Post", "POSTS", "POST\t", "POST\0", "\tPOST", "PO ST", ""),
+]
 
 
 def _of_method() -> st.SearchStrategy[Change]:
-    methods = ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "post", "Post", "POSTS", "POST\t", ""]
-    return st.sampled_from(methods).map(lambda method: lambda request: replace(request, method=method))
+    return st.sampled_from(METHODS).map(lambda method: lambda request: replace(request, method=method))
+
+
+def spelled(target: str) -> list[str]:
+    """What some program or other takes for the same path, and none of it is."""
+    start, provider, facility = target.rsplit("/", 2)
+    return [
+        *(
+            target.upper(),
+            target.title(),
+            f"{start}/{provider.title()}/{facility}",
+            f"{start}/{provider}/{facility.upper()}",
+        ),
+        *(
+            target + "/",
+            target + "//",
+            "/" + target,
+            f"{start}//{provider}/{facility}",
+            f"{start}/{provider}//{facility}",
+        ),
+        *(f"{start}/./{provider}/{facility}", f"{start}/x/../{provider}/{facility}", f"{target}/.", f"{target}/x/.."),
+        *(f"/..{target}", f"{start}/%2e/{provider}/{facility}", f"{start}/x/%2E%2e/{provider}/{facility}"),
+        *(f"{start}/{provider}%2f{facility}", f"{start}/{provider}%2F{facility}", f"{start}/{provider}%252f{facility}"),
+        *(f"{start}/{provider}%c0%af{facility}", f"{start}/{provider}\\{facility}", f"{start}/{provider}%5c{facility}"),
+        *("/%6eotify" + target[7:], f"{start}/{provider}/%{ord(facility[0]):02x}{facility[1:]}"),
+        *(
+            f"{start}/{provider}/%25{ord(facility[0]):02x}{facility[1:]}",
+            f"{start}/{provider}/{facility[:-1]}%{ord(facility[-1]):02X}",
+        ),
+        *(
+            f"{start};a=1/{provider}/{facility}",
+            f"{target};a=1",
+            f"{target};",
+            f"{target}%3b",
+            f"{target}%3Fx",
+            f"{target}%23",
+        ),
+        *(
+            f"{target}%00",
+            f"{target}%20",
+            f"{target}%09",
+            f"{target}%0d%0a",
+            f"{target}.json",
+            f"{target}.",
+            f"{target}&x=1",
+        ),
+        *(f"{start}/{provider}+/{facility}", f"http://h/x{target}", f"http://h{target}/", f"//h{target}"),
+    ]
+
+
+QUERIES = [
+    "?",
+    "?x=1",
+    "?facility=other",
+    "?provider=paymentz",
+    "?debug=1",
+    "?_method=GET",
+    "??",
+    "?/",
+    "?/../x",
+    "?%00",
+]
 
 
 def _of_target() -> st.SearchStrategy[Change]:
@@ -167,6 +244,15 @@ def _of_target() -> st.SearchStrategy[Change]:
             lambda start: lambda request: replace(request, target=start + request.target)
         ),
         st.sampled_from(TARGETS).map(lambda target: lambda request: replace(request, target=target)),
+        st.integers(0, 99).map(
+            lambda at: (
+                lambda request: replace(
+                    request,
+                    target=(every := spelled(request.target))[at % len(every)] if request.target in TARGETS else "/",
+                )
+            )
+        ),
+        st.sampled_from(QUERIES).map(lambda query: lambda request: replace(request, target=request.target + query)),
     )
 
 
@@ -177,8 +263,21 @@ HOSTILE = [
     ("X-Forwarded-For", "127.0.0.1"),
     ("Forwarded", "for=127.0.0.1"),
     ("X-Real-IP", "127.0.0.1"),
+    ("X-Client-IP", "127.0.0.1"),
+    ("True-Client-IP", "127.0.0.1"),
+    ("CF-Connecting-IP", "127.0.0.1"),
     ("X-Forwarded-Prefix", "/notify"),
+    ("X-Forwarded-Host", "127.0.0.1"),
+    ("X-Original-Method", "POST"),
+    ("X-Method-Override", "POST"),
     ("X-Debug", "1"),
+    ("Debug", "true"),
+    ("X-Test", "1"),
+    ("X-Environment", "test"),
+    ("Cookie", "debug=1; verified=true"),
+    ("Host", "localhost"),
+    ("User-Agent", "Postback-Simulator"),
+    ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("X-Webhook-Secret", "x"),
     ("X-DJStripe-Webhook-Secret", "x"),
     ("X-Verified", "true"),
@@ -273,6 +372,45 @@ def _of_proof() -> st.SearchStrategy[Change]:
     return st.one_of(st.sampled_from(kinds), one_letter).map(of)
 
 
+def _of_encoding() -> st.SearchStrategy[Change]:
+    """The same bytes on another way: in chunks, with the proof behind them; compressed, or in other letters."""
+
+    def chunked(piece: int, moved: bool) -> Change:
+        def changed(request: Wire) -> Wire:
+            behind = tuple(pair for pair in request.headers if moved and pair[0].lower() in PROOFS)
+            above = tuple(pair for pair in request.headers if pair not in behind)
+            return replace(request, headers=above, piece=piece, trailers=(*request.trailers, *behind))
+
+        return changed
+
+    def encoded(named: bool, kind: tuple[str, Callable[[bytes], bytes]]) -> Change:
+        name, encode = kind
+        return lambda request: replace(
+            request,
+            headers=(*request.headers, ("Content-Encoding", name)) if named else request.headers,
+            body=encode(request.body),
+        )
+
+    return st.one_of(
+        st.builds(chunked, st.sampled_from([1, 7, 100, 10_000]), st.booleans()),
+        st.builds(encoded, st.booleans(), st.sampled_from(ENCODINGS)),
+    )
+
+
+ENCODINGS: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("gzip", gzip.compress),
+    ("deflate", zlib.compress),
+    ("identity", lambda body: body),
+    ("base64", b64encode),
+    ("percent", lambda body: quote_from_bytes(body, safe="").encode()),
+    ("twice in UTF-8", lambda body: body.decode("latin-1").encode()),
+    ("UTF-16", lambda body: body.decode("latin-1").encode("utf-16")),
+    ("UTF-32", lambda body: body.decode("latin-1").encode("utf-32")),
+    ("escapes of JSON", lambda body: re.sub(rb"[A-Za-z]", lambda letter: rb"\u%04x" % ord(letter[0]), body)),
+    ("entities of XML", lambda body: re.sub(rb"[0-9]", lambda digit: rb"&#%d;" % ord(digit[0]), body)),
+]
+
+
 def _of_body() -> st.SearchStrategy[Change]:
     def of(change: Callable[[bytes], bytes]) -> Change:
         return lambda request: replace(request, body=change(request.body))
@@ -314,7 +452,7 @@ def _of_source() -> st.SearchStrategy[Change]:
 
 @pytest.mark.parametrize("name", PROVEN)
 @given(changed=st.lists(changes(), min_size=1, max_size=3))
-@hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_without_a_proof_is_kept_as_verified(redis: Redis, port: int, name: str, changed: list[Change]) -> None:
     request = PROVEN[name]
     for change in changed:
@@ -335,6 +473,81 @@ UNPROVEN = {
 UNPROVEN["debitsuccess casual"] = replace(
     PROVEN["debitsuccess casual"], body=PROVEN["debitsuccess casual"].body.replace(b"HookTok1", b"HookTok2")
 )
+
+
+def kept_of(redis: Redis, port: int, requests: Iterator[Wire]) -> list[Wire]:
+    """Those of `requests` after which something verified lay in the queue."""
+    fresh(redis)
+    sent = list(requests)
+    assert sent
+    for request in sent:
+        assert all(100 <= status < 500 for status in answered(port, request)), request
+    if not any(envelope.verified for envelope in kept(redis)):
+        return []
+    found = []
+    for request in sent:
+        fresh(redis)
+        answered(port, request)
+        found += [request] if any(envelope.verified for envelope in kept(redis)) else []
+    return found
+
+
+def test_no_method_but_post_brings_a_notification(redis: Redis, port: int) -> None:
+    asked = (replace(request, method=method) for request in PROVEN.values() for method in METHODS)
+    assert kept_of(redis, port, asked) == []
+
+
+def test_no_other_spelling_of_a_path_is_that_path(redis: Redis, port: int) -> None:
+    """What is routed is what was sent: neither letters, slashes and dots nor escapes are made equal before or after."""
+    asked = (replace(request, target=path) for request in PROVEN.values() for path in spelled(request.target))
+    assert kept_of(redis, port, asked) == []
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_a_query_is_no_part_of_the_path_and_proves_nothing(redis: Redis, port: int, name: str) -> None:
+    request, unproven = PROVEN[name], UNPROVEN[name]
+    proofs = [f"?{header}={value}" for header, value in request.headers if header.lower() in PROOFS]
+    proofs += ["?checksum=0", f"?PaymentFormToken={FORM_TOKEN}&WebhookToken={WEBHOOK_TOKEN}"]
+    asked = (replace(unproven, target=request.target + query.replace(" ", "%20")) for query in [*QUERIES, *proofs])
+    assert kept_of(redis, port, asked) == []
+    for query in QUERIES:
+        fresh(redis)
+        assert answered(port, replace(request, target=request.target + query)) == [200], query
+
+
+def test_no_header_makes_up_for_a_proof(redis: Redis, port: int) -> None:
+    asked = (
+        replace(request, headers=headers)
+        for request in UNPROVEN.values()
+        for one in HOSTILE
+        for headers in (
+            (*request.headers, one),
+            (one, *(pair for pair in request.headers if pair[0] != one[0].lower())),
+        )
+    )
+    assert kept_of(redis, port, asked) == []
+
+
+def test_no_other_route_brings_a_notification(redis: Redis, port: int) -> None:
+    routes = {
+        str(call.args[0].value)
+        for call in ast.walk(ast.parse(Path(app.__file__).read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Route"
+        if isinstance(call.args[0], ast.Constant)
+    } | {f"{PREFIX.decode()}{{provider}}/{{facility}}"}
+    assert {"/livez", "/expect/{provider}/{facility}", "/return/{provider}/{facility}"} <= routes
+    paths = [*routes, "/", "/notify", "/notify/", "/notify/{provider}", "/notify/{facility}", "/{provider}/{facility}"]
+    asked = []
+    for request in PROVEN.values():
+        provider, facility = request.target.split("/")[2:]
+        for path in paths:
+            filled = path.replace("{provider}", provider).replace("{facility}", facility)
+            asked += [replace(request, method=method, target=filled) for method in ("POST", "GET", "PUT")]
+            asked.append(
+                replace(request, target=filled, headers=(*request.headers, ("Authorization", f"Bearer {API_KEY}")))
+            )
+    assert kept_of(redis, port, iter(asked)) == []
+
 
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "receive": {
@@ -360,15 +573,63 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "proposed_sources": ["0.0.0.0/0"],
         "own_numbers": ["checksum"],
     },
+    "quickstream": {
+        "return_url": "https://shop.example/paid",
+        "result_keys": secrets("k" * 32),
+        "username": None,
+        "passwords": None,
+        "hmac_passwords": secrets("token-password"),
+        "supplier_business_codes": ["OTHER"],
+        "community_code": "OTHER",
+        "currency": "NZD",
+        "settlement_folder": Path(),
+        "settlement_headings": {"Receipt No.": "Receipt Number"},
+        "settlement_split": True,
+    },
+    "checkout": {"signature_keys": None, "authorization_keys": []},
+    "debitsuccess": {
+        "return_url": "https://shop.example/paid",
+        "result_keys": secrets("k" * 32),
+        "event_tokens": [],
+    },
+    "paymentz": {"secure_keys": None},
+    "tracing": {"endpoint": "http://127.0.0.1:9/v1/traces", "sample": 0.5},
+    "security": {
+        "seal_keys": None,
+        "body_keys": secrets("b" * 32),
+        "operators": [configuration.Operator(name="ops")],
+        "api_keys": [],
+        "api_clients": [configuration.ApiClient(name="shop", key=secrets("c" * 32)[0])],
+    },
 }
-"""Another value of each setting that the accept side has; None where the test itself sets it."""
+"""Another value of each setting that the accept side has; None where the test itself sets it, and for a proof."""
 
 
 def test_every_setting_of_the_accept_side_is_looked_at() -> None:
-    kinds = {"receive": configuration.Receive, "queue": configuration.Queue, "endpoint": Endpoint}
-    assert {name: set(values) for name, values in OTHER_VALUES.items()} == {
-        name: set(kind.__struct_fields__) for name, kind in kinds.items()
+    kinds: dict[str, Any] = {
+        "receive": configuration.Receive,
+        "queue": configuration.Queue,
+        "endpoint": Endpoint,
+        "tracing": configuration.Tracing,
+        "security": configuration.Security,
     }
+    known = {name: set(kind.__struct_fields__) for name, kind in kinds.items()}
+    of_all = known["endpoint"]
+    known |= {name: set(provider.endpoint.__struct_fields__) - of_all for name, provider in PROVIDERS.items()}
+    assert {name: set(values) for name, values in OTHER_VALUES.items()} == known
+
+
+def test_the_accept_side_has_no_other_settings() -> None:
+    """What it reads of them beside the tables above is where its files are."""
+    read = {
+        node.attr
+        for path in Path(app.__file__).parent.rglob("*.py")
+        if path.name != "settings.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] in ("settings", "_settings")
+    }
+    tables = set(configuration.Settings.__struct_fields__)
+    assert read & tables == {"receive", "queue", "security", "tracing", "endpoint", "data_dir"}
 
 
 @pytest.mark.parametrize(
@@ -381,12 +642,19 @@ def test_no_setting_changes_what_is_checked(
     fresh(redis)
     value = OTHER_VALUES[table][key]
     settings = configured(tmp_path, valkey_server.url)
-    if table == "endpoint":
-        endpoints: list[Endpoint] = [*settings.endpoint]
-        given = tuple(value) if isinstance(value, list) else value
-        settings = msgspec.structs.replace(
-            settings, endpoint=tuple(msgspec.structs.replace(endpoint, **{key: given}) for endpoint in endpoints)
-        )
+    given = tuple(value) if isinstance(value, list) else value
+    if table == "endpoint" or table in PROVIDERS:
+        endpoints = [
+            msgspec.structs.replace(each, **{key: given}) if table in ("endpoint", each.provider) else each
+            for each in settings.endpoint
+        ]
+        settings = msgspec.structs.replace(settings, endpoint=tuple(endpoints))
+    elif table == "security":
+        changed = msgspec.structs.replace(settings.security, **{key: given})
+        settings = msgspec.structs.replace(settings, security=changed)
+    elif table == "tracing":
+        traced = configuration.Tracing(**{**OTHER_VALUES["tracing"], "sample": 1.0, key: value})
+        settings = msgspec.structs.replace(settings, tracing=traced)
     else:
         document = {"data_dir": str(tmp_path), "queue": {"redis_url": valkey_server.url}, table: {key: value}}
         document["queue"] = {"redis_url": valkey_server.url, **({key: value} if table == "queue" else {})}

@@ -6,6 +6,7 @@ import ast
 import csv
 import inspect
 import locale
+import re
 from base64 import b64encode
 from datetime import UTC, date, datetime
 from urllib.parse import parse_qsl, urlencode
@@ -320,6 +321,20 @@ def test_trap_05_two_values_for_a_core_field_are_quarantined_before_they_are_acc
     body = message_of("form").body
     assert quarantine_of(Message(FORM, {}, body + f"&{name}=another".encode())) is Reason.CONTRADICTORY_FIELDS
     assert quarantine_of(Message(FORM, {}, f"{name}=&".encode() + body)) is Reason.CONTRADICTORY_FIELDS
+
+
+@pytest.mark.parametrize("name", ["receiptNumber", "communityCode"])
+def test_a_second_receipt_number_is_quarantined_even_when_it_says_the_same(name: str) -> None:
+    body = message_of("form").body
+    (value,) = re.findall(rf"{name}=(\w+)".encode(), body)
+    for second in (value, b"", value + b"+", b"%37004100002"):
+        repeated = b"&%b=%b" % (name.encode(), second)
+        for twice in (body + repeated, repeated[1:] + b"&" + body):
+            assert quarantine_of(Message(FORM, {}, twice)) is Reason.CONTRADICTORY_FIELDS
+    element = f"<{name}>{value.decode()}</{name}>".encode()
+    xml = message_of("xml").body
+    assert element in xml
+    assert quarantine_of(Message("text/xml", {}, xml.replace(element, element * 2))) is Reason.CONTRADICTORY_FIELDS
 
 
 def test_trap_06_blank_values_count() -> None:

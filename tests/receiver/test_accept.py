@@ -273,6 +273,21 @@ def test_a_right_source(application: Application, client: str) -> None:
     accepted(send(application, QUICKSTREAM, client=client))
 
 
+def test_without_a_proxy_it_is_the_peer_that_must_be_allowed(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path
+) -> None:
+    forged = {"x-forwarded-for": SENDER, "forwarded": f"for={SENDER}", "x-real-ip": SENDER}
+    with serving(configured(tmp_path, valkey_server.url, trusted_proxies=[])) as application:
+        for client in ("198.51.100.9", PROXY, "127.0.0.1", "::ffff:198.51.100.9", "2001:db9::1"):
+            for _ in range(2):
+                answer = send(application, QUICKSTREAM, client=client, adding=forged, body=[End.UNTOUCHED])
+                assert (answer.status, answer.json["error"]) == (403, "source_refused")
+        assert kept(redis) == []
+        for client in ("203.0.113.0", "::ffff:203.0.113.255", "2001:db8::9"):
+            accepted(send(application, QUICKSTREAM, client=client, adding={"x-forwarded-for": "198.51.100.9"}))
+    assert [envelope.source for envelope in kept(redis)] == ["203.0.113.0", "203.0.113.255", "2001:db8::9"]
+
+
 def test_a_forged_source_is_refused(redis: Redis, application: Application) -> None:
     for forged in ({"x-forwarded-for": SENDER}, {"forwarded": f"for={SENDER}"}, {"x-real-ip": SENDER}):
         answer = send(application, QUICKSTREAM, client="198.51.100.9", adding=forged)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from receiver import settings as configuration
 from receiver.errors import ConfigurationError
 from receiver.providers import PROVIDERS
 from receiver.settings import Settings
-from workers.cli import machine, operate
+from receiver.signing import Secret
+from workers.cli import machine, operate, sources
 
 BASE: dict[str, Any] = {
     "security": {"seal_keys": ["a-seal-key"], "operators": [{"name": "o", "password_hash": "$scrypt$" + "x" * 40}]},
@@ -120,14 +122,14 @@ WHOLE: dict[str, Any] = {
 """Tables whose keys need each other."""
 
 
-def leaves(kind: Any, place: str = "") -> Iterator[str]:
-    """The settings of a table and those below it."""
+def leaves(kind: Any, place: str = "", only: type | None = None) -> Iterator[str]:
+    """The settings of a table and those below it; those that are, or list, `only` this kind."""
     for each in msgspec.structs.fields(kind):
         kinds = [part for part in (each.type, *getattr(each.type, "__args__", ())) if isinstance(part, type)]
         tables = [part for part in kinds if issubclass(part, msgspec.Struct)]
         if tables:
-            yield from leaves(tables[0], f"{place}{each.name}.")
-        else:
+            yield from leaves(tables[0], f"{place}{each.name}.", only)
+        elif only is None or only in kinds:
             yield place + each.name
 
 
@@ -181,6 +183,114 @@ def test_a_value_that_cannot_be_meant_stops_the_start_and_names_the_setting(tmp_
     assert key.rpartition(".")[2] in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+def secret_settings() -> list[str]:
+    """Every setting that is a secret, or a list of them."""
+    tables = [("", Settings), *(("endpoint.", provider.endpoint) for provider in PROVIDERS.values())]
+    return sorted({leaf for place, kind in tables for leaf in leaves(kind, place, only=Secret)})
+
+
+def test_every_secret_is_looked_at() -> None:
+    secrets = secret_settings()
+    assert {"security.seal_keys", "queue.redis_url", "endpoint.passwords", "endpoint.secure_keys"} <= set(secrets)
+    assert len(secrets) >= 16
+
+
+@pytest.mark.parametrize("key", secret_settings())
+def test_no_secret_may_be_absent_empty_blank_or_what_a_template_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.delenv("POSTBACK_NOT_SET", raising=False)
+    monkeypatch.setenv("POSTBACK_EMPTY", "")
+    monkeypatch.setenv("POSTBACK_BLANK", " \t\n")
+    monkeypatch.setenv("POSTBACK_DEFAULT", "changeme")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "default").write_text("your-secret-key\n")
+    listed = isinstance(WRONG[key], list)
+    for value, said in NO_SECRETS.items():
+        with pytest.raises(ConfigurationError) as caught:
+            read(with_value(key, [value] if listed else value), tmp_path)
+        sentence = str(caught.value)
+        assert sentence.endswith(f": {said}."), value
+        assert sentence.startswith(key.partition(".")[0])
+
+
+NO_SECRETS = {
+    "env:POSTBACK_NOT_SET": "the environment variable POSTBACK_NOT_SET is not set",
+    "file:nowhere": "the file cannot be read (No such file or directory)",
+    **dict.fromkeys(("", " ", "\t\r\n", "\u00a0", "\u2003", "env:POSTBACK_EMPTY"), "the secret is empty"),
+    **dict.fromkeys(("env:POSTBACK_BLANK", "file:empty"), "the secret is empty"),
+    **dict.fromkeys(("\u200b", "\ufeff", "...", "changeme", "Default", "${SECRET}"), "the secret is a placeholder"),
+    **dict.fromkeys(("env:POSTBACK_DEFAULT", "file:default"), "the secret is a placeholder"),
+}
+
+
+# -- which addresses may send
+
+IN_USE = ["34.246.107.175/32", "52.209.35.130/32", "54.246.243.142/32"]
+COMING = ["4.159.40.224/28", "135.116.97.64/28"]
+WESTPAC = "192.170.86.153/32"
+BEFORE, DUE = date(2026, 11, 28), date(2027, 1, 11)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "today", "expected"),
+    [
+        ("allowed_sources", [*IN_USE, *COMING], BEFORE, [("ok", "has all ranges that Checkout.com documents")]),
+        ("allowed_sources", IN_USE, BEFORE, [("note", "asks to allow them before 2027-01-11")]),
+        ("allowed_sources", IN_USE, DUE, [("fault", "from which Checkout.com sends since 2027-01-11")]),
+        # A list on trial refuses nothing.
+        ("proposed_sources", IN_USE, DUE, [("note", "from which Checkout.com sends since 2027-01-11")]),
+        (
+            "allowed_sources",
+            [*IN_USE, *COMING, "203.0.113.0/24"],
+            BEFORE,
+            [("note", "has 203.0.113.0/24, which is not")],
+        ),
+        ("allowed_sources", [*IN_USE[1:], *COMING], BEFORE, [("note", "lacks 34.246.107.175/32, documented on")]),
+        ("allowed_sources", ["127.0.0.1/32"], DUE, []),
+    ],
+)
+def test_addresses_of_checkout_com_are_held_against_its_documents(
+    tmp_path: Path, key: str, given: list[str], today: date, expected: list[tuple[str, str]]
+) -> None:
+    assert_said(tmp_path, {"provider": "checkout", **ENDPOINTS["checkout"], key: given}, today, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([WESTPAC], [("ok", "has what Westpac QuickStream documents for production, and no others")]),
+        (["192.170.86.0/24"], [("ok", "has what Westpac QuickStream documents for production, and no others")]),
+        (
+            ["203.0.113.0/24", WESTPAC],
+            [("note", "has 203.0.113.0/24, which is not what Westpac QuickStream documents")],
+        ),
+        (
+            ["203.39.159.31/32"],
+            [("note", f"lacks {WESTPAC}, which Westpac"), ("note", "has 203.39.159.31/32, which is not what Westpac")],
+        ),
+        (["127.0.0.0/8"], []),
+    ],
+)
+def test_addresses_of_other_senders_are_held_against_their_documents(
+    tmp_path: Path, given: list[str], expected: list[tuple[str, str]]
+) -> None:
+    endpoint = {"provider": "quickstream", **ENDPOINTS["quickstream"], "allowed_sources": given}
+    assert_said(tmp_path, endpoint, BEFORE, expected)
+    assert_said(tmp_path, {"provider": "paymentz", **ENDPOINTS["paymentz"], "allowed_sources": given}, BEFORE, [])
+
+
+def assert_said(folder: Path, endpoint: dict[str, Any], today: date, expected: list[tuple[str, str]]) -> None:
+    settings = read({**BASE, "endpoint": [{"facility": "f", **endpoint}]}, folder)
+    said = [
+        (each.verdict, each.detail)
+        for each in sources.examine(settings, today)
+        if "nothing can be said" not in each.detail
+    ]
+    assert [verdict for verdict, _ in said] == [verdict for verdict, _ in expected], said
+    assert all(part in detail for (_, part), (_, detail) in zip(expected, said, strict=True)), said
 
 
 # -- what the machine must have

@@ -9,8 +9,9 @@ from datetime import date
 from sqlalchemy import Connection, select
 
 from receiver.errors import ConfigurationError, LedgerAway
+from receiver.providers import PROVIDERS
 from receiver.providers.base import Endpoint
-from receiver.providers.checkout_addresses import differences
+from receiver.providers.checkout_addresses import covers, differences, shown, touches
 from receiver.providers.quickstream_settlement import EVENT_TYPE as SETTLEMENT_FILE
 from receiver.settings import Network, Settings, networks
 from receiver.source import AllowedSources, parse
@@ -26,9 +27,13 @@ NAMED = 5
 def examine(settings: Settings, today: date) -> Iterator[Finding]:
     for endpoint in settings.endpoint:
         for name in ("allowed_sources", "proposed_sources"):
-            given: tuple[str, ...] | None = getattr(endpoint, name)
-            if given and endpoint.provider == "checkout":
-                yield from _checkout(endpoint, name, networks(given, name), today)
+            given = networks(getattr(endpoint, name) or (), name)
+            if all(network.is_loopback for network in given):
+                continue  # there is none, or a first try on this machine
+            if endpoint.provider == "checkout":
+                yield from _checkout(endpoint, name, given, today)
+            else:
+                yield from _documented(endpoint, name, given)
     for endpoint in settings.endpoint:
         if endpoint.proposed_sources:
             proposed = AllowedSources(networks(endpoint.proposed_sources, "proposed_sources"))
@@ -36,14 +41,29 @@ def examine(settings: Settings, today: date) -> Iterator[Finding]:
 
 
 def _checkout(endpoint: Endpoint, name: str, given: tuple[Network, ...], today: date) -> Iterator[Finding]:
-    if all(network.is_loopback for network in given):
-        return  # a first try on this machine
     found = list(differences(given, today))
     for difference in found:
         refuses = difference.urgent and name == "allowed_sources"
         yield Finding(endpoint.path, "fault" if refuses else "note", f"{name}: {difference.detail}")
     if not found:
         yield Finding(endpoint.path, "ok", f"{name}: has all ranges that Checkout.com documents, and no others")
+
+
+def _documented(endpoint: Endpoint, name: str, given: tuple[Network, ...]) -> Iterator[Finding]:
+    """For senders whose addresses do not change: those that count without a list."""
+    provider = PROVIDERS[endpoint.provider]
+    documented = networks(provider.sources[endpoint.environment], provider.name)
+    if not documented:
+        return
+    lacking = [each for each in documented if not any(covers(network, each) for network in given)]
+    unknown = [network for network in given if not any(touches(network, each) for each in documented)]
+    page = f"{provider.display} documents for {endpoint.environment}"
+    if lacking:
+        yield Finding(endpoint.path, "note", f"{name}: lacks {shown(lacking)}, which {page}")
+    if unknown:
+        yield Finding(endpoint.path, "note", f"{name}: has {shown(unknown)}, which is not what {page}")
+    if not lacking and not unknown:
+        yield Finding(endpoint.path, "ok", f"{name}: has what {page}, and no others")
 
 
 def _on_trial(settings: Settings, endpoint: Endpoint, proposed: AllowedSources) -> Finding:
