@@ -16,6 +16,7 @@ import msgspec
 
 from receiver import cards, logs, metrics
 from receiver.attempts import Attempts
+from receiver.door import ENDS_UNREAD
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.expected import HeldLimit, Tokens
 from receiver.inbox import Commits
@@ -42,7 +43,6 @@ _USUAL_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json
 _NOBODY = TrustedProxies(())
 _NOTHING: Mapping[str, int] = {}
 _JSON = (b"content-type", b"application/json")
-_CLOSE = (b"connection", b"close")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Accept:
                 visit.size = size
                 raise Refused(Reason.BODY_TOO_LARGE, f"The body may have at most {self._max_body} bytes.")
             if not event.get("more_body", False):
-                visit.size, visit.read_whole = size, True
+                visit.size = size
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _authenticate(self, route: Route, message: Message, visit: Visit) -> bool:
@@ -342,9 +342,6 @@ class Accept:
             headers.append((b"allow", b"POST"))
         if refused.reason in (Reason.HELD_FULL, Reason.ATTEMPTS_FULL):
             headers.append((b"retry-after", b"60"))
-        if not visit.read_whole:
-            # What is left of the body is not read: the connection cannot be used again.
-            headers.append(_CLOSE)
         await _answer(send, refused.status, _error(refused.reason, refused.detail), headers)
 
     async def _not_stored(self, send: Any, visit: Visit, lost: NotStored) -> None:
@@ -352,8 +349,6 @@ class Accept:
         log.error("notification_not_stored", provider=visit.provider, facility=visit.facility, detail=lost.detail)
         status = visit.route.provider.not_stored_status if visit.route else 503
         headers = [(b"retry-after", b"5")] if status == 503 else []
-        if not visit.read_whole:
-            headers.append(_CLOSE)
         detail = "The notification could not be stored. Send it again."
         await _answer(send, status, _error(lost.reason, detail), headers)
 
@@ -361,7 +356,7 @@ class Accept:
 class Visit:
     """What is known of a request so far, for its refusal record."""
 
-    __slots__ = ("content_type", "id", "masked", "read_whole", "route", "size", "source")
+    __slots__ = ("content_type", "id", "masked", "route", "size", "source")
 
     def __init__(self) -> None:
         self.route: Route | None = None
@@ -372,7 +367,6 @@ class Visit:
         self.size = 0
         self.masked = _NOTHING
         """Card numbers by place."""
-        self.read_whole = False
 
     @property
     def provider(self) -> str:
@@ -491,6 +485,7 @@ async def _answer(send: Any, status: int, body: bytes, headers: Sequence[tuple[b
             "type": "http.response.start",
             "status": status,
             "headers": [_JSON, (b"content-length", b"%d" % len(body)), *headers],
+            ENDS_UNREAD: True,
         }
     )
     await send({"type": "http.response.body", "body": body})

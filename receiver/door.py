@@ -6,12 +6,18 @@ newest, who has a request in hand: it hangs up on those that have kept us waitin
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 from receiver import metrics
 from receiver.source import neighbourhood, parse
+
+ENDS_UNREAD = "postback.ends_unread"
+"""True in the beginning of an answer whose request is read no further: if something of it has not come yet, the
+connection ends. One that came whole leaves it open, as a new connection costs us more than a refusal."""
 
 SHARE_THAT_GOES = 50
 """One in so many, at least one, so that a flood of newcomers does not make us look through all for each of them."""
@@ -29,6 +35,9 @@ class Guest(Protocol):
 
     def hang_up(self) -> None: ...
 
+    def look(self) -> None:
+        """Asked every now and then: a connection that is stuck ends itself."""
+
 
 class Door:
     """Of one process."""
@@ -39,11 +48,13 @@ class Door:
         self._most = most
         self._most_of_one = most_of_one
         self._is_proxy = is_proxy
+        self._whose = lru_cache(maxsize=4096)(self._find_whose)
         self._inside: dict[Guest, str] = {}
         """With the address of each; "" for proxies."""
         self._of_one: dict[str, int] = {}
         self.closing = False
         """Whether each answer is to be the last of its connection, as this process ends."""
+        self._next_look: asyncio.TimerHandle | None = None
         self._closed = {why: metrics.CONNECTIONS_CLOSED.labels(why) for why in ("all", "address")}
 
     def enter(self, guest: Guest, peer: str) -> bool:
@@ -57,6 +68,19 @@ class Door:
         self._of_one[whose] = self._of_one.get(whose, 0) + 1
         return True
 
+    def keep_looking(self, loop: asyncio.AbstractEventLoop, every: float) -> None:
+        """Has each guest look at itself every so many seconds, for as long as there is one. A timer of its own would be
+        a good part of what a short visit costs."""
+        if self._next_look is None:
+            self._next_look = loop.call_later(every, self._look, loop, every)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, every: float) -> None:
+        self._next_look = None
+        for guest in list(self._inside):
+            guest.look()
+        if self._inside:
+            self.keep_looking(loop, every)
+
     def leave(self, guest: Guest) -> None:
         whose = self._inside.pop(guest, None)
         if whose is None:
@@ -65,7 +89,7 @@ class Door:
         if not self._of_one[whose]:
             del self._of_one[whose]
 
-    def _whose(self, peer: str) -> str:
+    def _find_whose(self, peer: str) -> str:
         address = parse(peer)
         return "" if address is None or self._is_proxy(peer) else neighbourhood(address)
 

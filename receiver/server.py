@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -22,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from receiver import metrics, service
-from receiver.door import Door
+from receiver.door import ENDS_UNREAD, Door
 from receiver.errors import Reason
 
 MAX_AROUND = 64 << 10
@@ -62,16 +63,22 @@ class Connection(HttpToolsProtocol):
         self._deaf = False
         self.began = self.loop.time()
         self._stuck_in: tuple[str, object] | None = None
-        self._next_look = self.loop.call_later(HEAD_WITHIN, self._look)
         self._idle_since: float | None = None
-        super().connection_made(cast(asyncio.Transport, transport))
-        if not self._door.enter(self, self.client[0] if self.client else ""):
+        # What uvicorn's own does, which makes a socket object for each of the two addresses.
+        self.connections.add(self)
+        self.transport = cast(asyncio.Transport, transport)
+        self.flow = FlowControl(self.transport)
+        self.server = _address(transport, "sockname")
+        self.client = cast(Any, _address(transport, "peername"))
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        if self._door.enter(self, self.client[0] if self.client else ""):
+            self._door.keep_looking(self.loop, HEAD_WITHIN)
+        else:
             self._deaf = True
             self.transport.write(_FULL)
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._next_look.cancel()
         self._door.leave(self)
         super().connection_lost(exc)
 
@@ -175,7 +182,7 @@ class Connection(HttpToolsProtocol):
         self.tasks.add(task)
 
     def on_response_complete(self) -> None:
-        """The next request of the connection, if it is there; else the connection is idle, which `_look` ends. A timer
+        """The next request of the connection, if it is there; else the connection is idle, which `look` ends. A timer
         for each answer would cost more than the answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -229,7 +236,7 @@ class Connection(HttpToolsProtocol):
         cycle.keep_alive = False
         return True
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Ends a connection that is stuck in the same as at the last look: in waiting for a head, in an answer that
         nobody takes, or in its end; and one that was idle for too long. A request that is being answered has limits of
         its own."""
@@ -248,7 +255,6 @@ class Connection(HttpToolsProtocol):
             self.hang_up()
             return
         self._stuck_in = stuck_in
-        self._next_look = self.loop.call_later(HEAD_WITHIN, self._look)
 
 
 class Server(uvicorn.Server):
@@ -355,6 +361,8 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.start" and not self.response_started:
             # With its body it is one write: each is a system call that wakes the client.
             self._start = message
+            if self.more_body and message.get(ENDS_UNREAD):
+                self.keep_alive = False
             return
         start, self._start = self._start, None
         if start is not None and not self._send_whole(start, message):
@@ -392,6 +400,12 @@ class Cycle(RequestResponseCycle):
             self.transport.close()
         self.on_response()
         return True
+
+
+def _address(transport: asyncio.BaseTransport, of: str) -> tuple[str, int] | None:
+    """Without an IPv6 address's flow and scope; None of a Unix socket, which has no such."""
+    found = transport.get_extra_info(of)
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
+from receiver.door import ENDS_UNREAD
 from tests.secrecy import RECORDER
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -128,6 +129,9 @@ async def _ask(app: Any, scope: dict[str, Any], body: Body) -> Answer | None:
     names = [name for name, _ in start["headers"]]
     assert len(set(names)) == len(names), names
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    if start.get(ENDS_UNREAD) and pieces:
+        # As our server does.
+        headers["connection"] = "close"
     answered = b"".join(message.get("body", b"") for message in rest)
     assert headers.get("content-length", str(len(answered))) == str(len(answered))
     assert not rest[-1].get("more_body", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,9 +19,13 @@ class Guest:
     began: float
     waits: bool = True
     gone: bool = field(default=False)
+    looks: int = field(default=0)
 
     def hang_up(self) -> None:
         self.gone = True
+
+    def look(self) -> None:
+        self.looks += 1
 
 
 def fill(door: Door, peers: list[str], waits: bool = True) -> list[Guest]:
@@ -98,3 +103,32 @@ def test_who_left_has_left_room_and_nothing_is_remembered() -> None:
     assert not door.enter(refused, "203.0.113.1")
     door.leave(refused)
     assert door._of_one == {"203.0.113.1": 1}
+
+
+def test_everybody_is_looked_at_until_nobody_is_left() -> None:
+    async def scenario() -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        door = Door(10, 10)
+        guests = fill(door, ["203.0.113.1", "203.0.113.2"])
+        for _ in guests:
+            door.keep_looking(loop, 0.001)
+        first, second = guests
+        async with asyncio.timeout(20):
+            while first.looks < 2:
+                await asyncio.sleep(0)
+            door.leave(first)
+            before, seen = first.looks, second.looks
+            while second.looks < seen + 2:
+                await asyncio.sleep(0)
+            door.leave(second)
+            while door._next_look:
+                await asyncio.sleep(0)
+            (third,) = fill(door, ["203.0.113.3"])
+            door.keep_looking(loop, 0.001)
+            while not third.looks:
+                await asyncio.sleep(0)
+        return first.looks - before, second.looks - first.looks
+
+    after_leaving, between = asyncio.run(scenario())
+    assert after_leaving == 0
+    assert between == 2

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from receiver import metrics, server
-from receiver.door import Door
+from receiver.door import ENDS_UNREAD, Door
 from receiver.server import Connection
 
 
@@ -35,13 +35,17 @@ async def measured(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def listening(
-    app: Any = None, door: Door | None = None, kind: type[Connection] = Connection, idle: int = 60
+    app: Any = None,
+    door: Door | None = None,
+    kind: type[Connection] = Connection,
+    idle: int = 60,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[int]:
     config = uvicorn.Config(app or measured, ws="none", access_log=False, log_config=None, timeout_keep_alive=idle)
     config.load()
     state, door = ServerState(), door or Door(1000, 1000)
     loop = asyncio.get_running_loop()
-    serving = await loop.create_server(lambda: kind(config, state, {}, door=door), "127.0.0.1", 0)
+    serving = await loop.create_server(lambda: kind(config, state, {}, door=door), host, 0)
     try:
         yield serving.sockets[0].getsockname()[1]
     finally:
@@ -229,6 +233,45 @@ def test_answers_of_all_shapes(request_: bytes, messages: Any, head: bytes, rest
     answer = asyncio.run(scenario())
     assert head in answer
     assert answer.endswith(b"\r\n\r\n" + rest)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 4\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n4\r\n"])
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_only_what_came_whole_leaves_the_connection_open_unread(method: str, length: str) -> None:
+    async def unread(scope: Any, receive: Any, send: Any) -> None:
+        await send(begun(LENGTH, status=403) | {ENDS_UNREAD: True})
+        await send(piece(b"word"))
+
+    request = f"{method} / HTTP/1.1\r\nHost: h\r\n{length}body".encode()
+    end = b"\r\n0\r\n\r\n" if "chunked" in length else b""
+
+    async def scenario() -> tuple[bytes, bytes]:
+        async with listening(unread) as port:
+            return await sent(port, request + end + GET + CLOSE), await sent(port, request[:-1])
+
+    whole, cut = asyncio.run(scenario())
+    assert whole.count(b"HTTP/1.1 403") == 2
+    assert cut.count(b"HTTP/1.1 403") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_ends_of_a_connection_are_known(host: str) -> None:
+    ends: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ends.append((scope["client"], scope["server"], scope["scheme"]))
+        await measured(scope, receive, send)
+
+    async def scenario() -> tuple[Any, ...]:
+        async with listening(app, host=host) as port:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(GET + CLOSE)
+            await reader.read()
+            ours = writer.get_extra_info("sockname")[:2], writer.get_extra_info("peername")[:2]
+            await ended(writer)
+            return (*ours, "http")
+
+    assert [asyncio.run(scenario())] == ends
 
 
 @pytest.mark.parametrize(
