@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import hiredis
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError, ResponseError
@@ -18,7 +19,8 @@ from receiver.replicas import Command
 class Link:
     """redis-py makes the connection: address, TLS, user. Its own pipeline takes the connection from a pool, looks
     whether it still lives and sets a timer for each of the replies, which is half of what a commit costs. Here one
-    deadline counts for all, and a connection that fails is closed and made again.
+    deadline counts for all, a connection that fails is closed and made again, and hiredis writes the commands, as
+    redis-py has it do without asyncio.
     """
 
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
@@ -59,7 +61,7 @@ class Link:
             await connection.connect()
             # The deadline of the whole counts.
             connection.socket_timeout = None
-        await connection.send_packed_command(connection.pack_commands(said))
+        await connection.send_packed_command(b"".join(map(hiredis.pack_command, said)))
         replies: list[Any] = []
         for _ in said:
             try:
