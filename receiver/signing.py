@@ -10,7 +10,6 @@ from __future__ import annotations
 import binascii
 import hashlib
 import hmac
-from base64 import b64decode
 from collections.abc import Sequence
 from urllib.parse import quote_plus
 
@@ -63,8 +62,8 @@ def require_basic(authorization: str | None, username: str, passwords: Sequence[
         raise Refused(Reason.CREDENTIALS_MISSING, "The Authorization header is missing.")
     scheme, _, encoded = authorization.partition(" ")
     try:
-        given = b64decode(encoded.strip().encode("ascii"), validate=True) if scheme.lower() == "basic" else b""
-    except (ValueError, binascii.Error):
+        given = binascii.a2b_base64(encoded.strip(), strict_mode=True) if scheme.lower() == "basic" else b""
+    except ValueError:
         given = b""
     user, colon, password = given.partition(b":")
     # Both are compared whatever the first one gives.
