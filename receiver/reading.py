@@ -42,6 +42,8 @@ _XML = etree.XMLParser(
     huge_tree=False,
     remove_comments=True,
     remove_pis=True,
+    # White space between elements, that is; what stands alone in an element is its value.
+    remove_blank_text=True,
 )
 
 
