@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -195,7 +195,19 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._most += len(body) * PER_BODY_BYTE
-        super().on_body(body)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or self.parser.should_upgrade():
+            return
+        before: Any = cycle.body
+        if not before:
+            # Nearly always all of it: only one that goes on is kept where there is room for more.
+            cycle.body = cast(Any, body)
+        else:
+            cycle.body = bytearray(before) if isinstance(before, bytes) else before
+            cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def _should_upgrade(self) -> bool:
         """Asked by uvicorn once the client has asked for it: it then leaves the request alone."""
@@ -311,12 +323,12 @@ class Cycle(RequestResponseCycle):
         self.access_logger = connection.access_logger
         self.access_log = connection.access_log
         self.default_headers = connection.server_state.default_headers
-        self.message_event = asyncio.Event()
+        self.message_event = _UNHEARD
         self.on_response = connection.on_response_complete
         self.disconnected = False
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = connection.expect_100_continue
-        self.body = bytearray()
+        self.body = cast(Any, b"")
         self.more_body = True
         self._taken = False
         """Whether the application has had all of the body."""
@@ -347,6 +359,7 @@ class Cycle(RequestResponseCycle):
     async def receive(self) -> Any:
         usual = not (self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue)
         if self._taken or not usual:
+            self._listen()
             message = await super().receive()
             self._taken = self._taken or not message.get("more_body", True)
             return message
@@ -354,8 +367,15 @@ class Cycle(RequestResponseCycle):
         self.flow.resume_reading()
         # Whoever asks again waits for the end of the connection.
         self.message_event.clear()
-        body, self.body = bytes(self.body), bytearray()
+        body, self.body = bytes(self.body), cast(Any, b"")
         return {"type": "http.request", "body": body, "more_body": False}
+
+    def _listen(self) -> None:
+        """Most requests are never waited for: the event for that is made when one is."""
+        if self.message_event is _UNHEARD:
+            self.message_event = asyncio.Event()
+            if not self._taken and (self.body or not self.more_body):
+                self.message_event.set()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and not self.response_started:
@@ -377,25 +397,14 @@ class Cycle(RequestResponseCycle):
             return False
         if self.disconnected or self.flow.write_paused or self.access_log:
             return False
-        body, length, parts = message.get("body", b""), -1, [STATUS_LINE[start["status"]]]
-        for header in (*self.default_headers, *start["headers"]):
-            name, value = header
-            if name == b"content-length":
-                length = int(value)
-            elif header == _CLOSE:
-                self.keep_alive = False
-                continue
-            elif name == b"connection" or name == b"transfer-encoding":
-                return False
-            parts.append(_line(header))
-        if length != len(body):
+        body, headers = message.get("body", b""), (*self.default_headers, *start["headers"])
+        head, self.keep_alive = _head(start["status"], headers, len(body), self.keep_alive)
+        if head is None:
             return False
-        if not self.keep_alive:
-            parts.append(_line(_CLOSE))
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
         self.message_event.set()
-        self.transport.write(b"".join((*parts, b"\r\n", body)))
+        self.transport.write(head + body)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -406,6 +415,16 @@ def _address(transport: asyncio.BaseTransport, of: str) -> tuple[str, int] | Non
     """Without an IPv6 address's flow and scope; None of a Unix socket, which has no such."""
     found = transport.get_extra_info(of)
     return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
+class _Unheard(asyncio.Event):
+    """The event of all requests that nobody waits for."""
+
+    def set(self) -> None:
+        """Nobody hears it."""
+
+
+_UNHEARD = _Unheard()
 
 
 def _nothing() -> None:
@@ -420,12 +439,22 @@ def _target(url: bytes) -> tuple[str, bytes, bytes]:
 
 
 @lru_cache(maxsize=256)
-def _line(header: tuple[bytes, bytes]) -> bytes:
-    """One line of an answer's head. Raises `RuntimeError` for what would be more than one."""
-    name, value = header
-    if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+def _head(
+    status: int, headers: tuple[tuple[bytes, bytes], ...], length: int, keep_alive: bool
+) -> tuple[bytes | None, bool]:
+    """The head of an answer that is whole, of which there are few, and whether the connection goes on after it. None
+    for one that is not whole, or says something else of its connection. Raises `RuntimeError` for a header that would
+    be more than one line."""
+    keep_alive = keep_alive and _CLOSE not in headers
+    given = [header for header in headers if header != _CLOSE]
+    if any(name in (b"connection", b"transfer-encoding") for name, _ in given):
+        return None, keep_alive
+    if any(HEADER_RE.search(name) or HEADER_VALUE_RE.search(value) for name, value in given):
         raise RuntimeError("A header of the answer is none.")
-    return name + b": " + value + b"\r\n"
+    if (b"content-length", b"%d" % length) not in given:
+        return None, keep_alive
+    lines = [name + b": " + value for name, value in (given if keep_alive else [*given, _CLOSE])]
+    return STATUS_LINE[status] + b"\r\n".join([*lines, b"", b""]), keep_alive
 
 
 def _answer(status: int, phrase: bytes, reason: Reason, detail: str, more: bytes = b"") -> bytes:
