@@ -249,7 +249,7 @@ class Accept:
         identity: Identity,
         doubt: Quarantined | None,
     ) -> Envelope:
-        received_at = now_us()
+        received_at, kept = now_us(), route.provider.kept_headers
         envelope = Envelope(
             id=visit.id or new_id(received_at),
             provider=route.endpoint.provider,
@@ -257,7 +257,7 @@ class Accept:
             received_at=received_at,
             source=visit.source,
             content_type=message.content_type,
-            headers={name: message.headers[name] for name in route.provider.kept_headers if name in message.headers},
+            headers={name: message.headers[name] for name in kept if name in message.headers} if kept else {},
             body=message.body,
             verified=verified,
             dedupe_key=identity.dedupe_key,
@@ -402,7 +402,8 @@ class Deadlines:
 
     def end(self, task: asyncio.Task[Any]) -> None:
         self._until.pop(task, None)
-        self._over.discard(task)
+        if self._over:
+            self._over.discard(task)
 
     async def watch(self) -> None:
         """For as long as the application runs."""

@@ -143,8 +143,8 @@ class Application:
         self._app = app
         self.use = use
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._app(scope, receive, send)
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        return self._app(scope, receive, send)
 
 
 async def _hand_on(accept: Accept, uses: Uses) -> None:

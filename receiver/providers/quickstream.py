@@ -112,8 +112,7 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
 
         return quickstream_settlement.identify(message, endpoint)
     fields = _read(message)
-    _believe(fields, endpoint)
-    return Identity(payment_id_of(fields), "payment", digest(*fields.texts(_CONTENT)))
+    return Identity(_believed(fields, endpoint), "payment", digest(*fields.texts(_CONTENT)))
 
 
 def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
@@ -131,7 +130,7 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
 
         return quickstream_settlement.interpret(message, endpoint)
     fields = _read(message)
-    _believe(fields, endpoint)
+    payment_id = _believed(fields, endpoint)
     scheme = fields.get("cardScheme")
     code, summary = fields.get("responseCode"), fields.get("summaryCode")
     surcharge = fields.get("surchargeAmount")
@@ -142,7 +141,7 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
     return PaymentEvent(
         event_type="payment",
         effect=EFFECTS[summary],
-        payment_id=payment_id_of(fields),
+        payment_id=payment_id,
         receipt_number=fields.get("receiptNumber"),
         occurred_at=created_at,
         amount=minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount"),
@@ -182,8 +181,9 @@ def _read(message: Message) -> Fields:
     raise Quarantined(Reason.UNREADABLE_BODY, "the content type is neither a form nor XML")
 
 
-def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
-    """Raises `Quarantined` unless this is a payment of this endpoint's business that does not contradict itself."""
+def _believed(fields: Fields, endpoint: QuickStreamEndpoint) -> str:
+    """The payment's id. Raises `Quarantined` unless this is a payment of this endpoint's business that does not
+    contradict itself."""
     for name in fields.repeated:
         if name in _ONCE:
             raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs more than once")
@@ -193,7 +193,8 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     if not receipt:
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
-    if len(payment_id_of(fields)) > MAX_KEY:
+    payment_id = payment_id_of(fields)
+    if len(payment_id) > MAX_KEY:
         raise Quarantined(Reason.UNREADABLE_BODY, "communityCode and receiptNumber are too long for a key")
     if (business or fields.need("supplierBusinessCode")) not in endpoint.supplier_business_codes:
         raise Quarantined(Reason.OTHER_BUSINESS, "supplierBusinessCode is not one of this endpoint's")
@@ -207,6 +208,7 @@ def _believe(fields: Fields, endpoint: QuickStreamEndpoint) -> None:
     if amount < 0 or (surcharge and minor_from_text(surcharge, 2, "surchargeAmount") < 0):
         # Only refunds in the Cash Applied File are negative; a notification of one is nowhere described.
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "an amount is negative")
+    return payment_id
 
 
 def payment_id_of(fields: Fields) -> str:

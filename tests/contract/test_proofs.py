@@ -81,7 +81,8 @@ def port(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Ite
     endpoints = (msgspec.structs.replace(quickstream, allowed_sources=("127.0.0.1/32",)), *settings.endpoint[1:])
     built = app.build(msgspec.structs.replace(settings, endpoint=endpoints))
     config = uvicorn.Config(
-        built,
+        cast(Any, built),
+        interface="asgi3",
         http=cast(Any, partial(Connection, door=Door(1000, 1000))),
         lifespan="on",
         ws="none",

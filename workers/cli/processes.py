@@ -126,7 +126,9 @@ def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bo
 
     server = Server(
         uvicorn.Config(
-            application,
+            cast(Any, application),
+            # It would look for a coroutine function, which would be one more for each request.
+            interface="asgi3",
             http=cast(Any, partial(Connection, door=door)),
             loop="uvloop",
             lifespan="on",
