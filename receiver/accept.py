@@ -300,12 +300,12 @@ class Accept:
         if judged is refused:
             self.record(scope, visit, refused)
         else:
-            self.tally.count(metrics.REFUSED.labels(visit.provider, visit.facility, judged.reason))
+            self.tally.count(metrics.refused(visit.provider, visit.facility, judged.reason))
         return judged
 
     def record(self, scope: Any, visit: Visit, refused: Refused) -> None:
         """Counts and keeps a refusal: no body, no header's value, no control character."""
-        metrics.REFUSED.labels(visit.provider, visit.facility, refused.reason).inc()
+        metrics.refused(visit.provider, visit.facility, refused.reason).inc()
         given = (scope["path"][:LOOKED_THROUGH], visit.content_type[:LOOKED_THROUGH])
         path, content_type = map(cards.masked_text, given)
         if (path, content_type) != given:
@@ -328,7 +328,7 @@ class Accept:
     def _seen(self, scope: Any) -> str:
         """The address of a request that was refused before or by its address."""
         try:
-            return str(self._client(scope))
+            return shown(self._client(scope))
         except Refused:
             return _text(str(scope["client"][0])) if scope["client"] else ""
 
@@ -476,6 +476,7 @@ def _text(raw: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in raw[:200])
 
 
+@lru_cache(maxsize=1024)
 def _error(reason: Reason, detail: str) -> bytes:
     return msgspec.json.encode({"error": reason, "detail": detail})
 

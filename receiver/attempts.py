@@ -6,6 +6,8 @@ It is looked at when a request has been refused, so that what is proven is never
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from receiver.buckets import Buckets, Limit
 from receiver.errors import Reason, Refused
 from receiver.settings import Receive
@@ -27,13 +29,19 @@ class Attempts:
     async def judge(self, refused: Refused, endpoint: str, source: str) -> Refused:
         """`refused` itself while there is room, else `FULL`. `endpoint` is its path, "" where there is none; `source`
         an address."""
-        address = parse(source)
-        of_endpoint = f"refused:{endpoint}"
-        of_address = f"{of_endpoint}:{neighbourhood(address) if address else ''}"
+        of_endpoint, of_address = _names(endpoint, source)
         # An address that has used up its own takes nothing from the others.
         if self._buckets.is_shut(of_endpoint) or not await self._buckets.take(of_address, self._of_address):
             return FULL
         return refused if await self._buckets.take(of_endpoint, self._of_endpoint) else FULL
+
+
+@lru_cache(maxsize=4096)
+def _names(endpoint: str, source: str) -> tuple[str, str]:
+    """Of the two buckets."""
+    address = parse(source)
+    of_endpoint = f"refused:{endpoint}"
+    return of_endpoint, f"{of_endpoint}:{neighbourhood(address) if address else ''}"
 
 
 def _limit(per_second: int) -> Limit:

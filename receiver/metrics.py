@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -103,6 +104,12 @@ SETTLEMENT_FILES = Counter(
 SETTLEMENT_FINDINGS = Counter(
     "postback_settlement_findings", "Differences between settlement files and the ledger.", (*_ENDPOINT, "kind")
 )
+
+
+@lru_cache(maxsize=4096)
+def refused(provider: str, facility: str, reason: str) -> Counter:
+    """The figure of `REFUSED` with these labels, as looking it up costs more than counting."""
+    return REFUSED.labels(provider, facility, reason)
 
 
 class Tally:

@@ -232,7 +232,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, detail: str) -> None:
         """Answers 400 and hears nothing more. Requests before this one, which came whole, get their own answers."""
         self._deaf = True
-        metrics.REFUSED.labels("", "", Reason.REQUEST_MALFORMED).inc()
+        metrics.refused("", "", Reason.REQUEST_MALFORMED).inc()
         if not self._end_with_what_came_whole():
             self.transport.write(_answer(400, b"Bad Request", Reason.REQUEST_MALFORMED, detail))
             self.transport.close()
@@ -457,6 +457,7 @@ def _head(
     return STATUS_LINE[status] + b"\r\n".join([*lines, b"", b""]), keep_alive
 
 
+@lru_cache(maxsize=16)
 def _answer(status: int, phrase: bytes, reason: Reason, detail: str, more: bytes = b"") -> bytes:
     body = msgspec.json.encode({"error": reason, "detail": detail})
     head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n"
