@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from rq import Queue
 
 from receiver import cards, logs, replicas
-from receiver.buckets import Buckets, Limit
+from receiver.buckets import ASK_AGAIN, Buckets, Limit
 from receiver.connection import DEADLINE, QUEUE, Serializer, aof_confirms
 from receiver.errors import NotStored, Quarantined, Reason, Refused
 from receiver.job import RECORD_EXPECTATION, enqueue
@@ -173,27 +173,57 @@ def register(redis: Redis, seal: Seal, expectation: Expectation, confirm: bool =
 
 
 class Tokens:
-    """The accept side's view of what was registered."""
+    """The accept side's view of what was registered. What is looked up in one turn of the event loop is asked together:
+    a question of its own is most of what an unknown token costs, and anybody may flood us with those."""
 
     def __init__(self, redis: redis_asyncio.Redis, up: Callable[[], bool]) -> None:
         """`up` tells whether Redis is worth asking: a request waits for a server that is away only once."""
         self._redis = redis
         self._up = up
+        self._wanted: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def find(self, provider: str, facility: str, token: str) -> Expectation | None:
         """The expectation of `token`; None when it is not known, or while Redis does not answer: the notification is
         then held, as its sender will not post it again."""
         if not self._up():
             return None
+        message = await self._look_up(token_key(provider, facility, token))
         try:
-            async with asyncio.timeout(FIND_DEADLINE):
-                message: Any = await self._redis.get(token_key(provider, facility, token))
             return _DECODER.decode(message) if message else None
-        except (RedisError, OSError):
-            return None
         except (msgspec.DecodeError, UnicodeDecodeError):
             log.error("expectation_unreadable", provider=provider, facility=facility)
             return None
+
+    def _look_up(self, key: str) -> asyncio.Future[bytes | None]:
+        loop = asyncio.get_running_loop()
+        if not self._wanted:
+            loop.call_soon(self._ask)
+        answer: asyncio.Future[bytes | None] = loop.create_future()
+        self._wanted.append((key, answer))
+        return answer
+
+    def _ask(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        task = asyncio.create_task(self._answer(wanted))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _answer(self, wanted: list[tuple[str, asyncio.Future[bytes | None]]]) -> None:
+        found: list[Any] = [None] * len(wanted)
+        try:
+            async with asyncio.timeout(FIND_DEADLINE):
+                # Not MGET: users that may do nothing but GET are in use.
+                pipeline: Any = self._redis.pipeline(transaction=False)
+                for key, _ in wanted:
+                    pipeline.get(key)
+                found = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError):
+            return
+        finally:
+            for (_, answer), message in zip(wanted, found, strict=True):
+                if not answer.done():
+                    answer.set_result(message if isinstance(message, bytes) else None)
 
 
 class HeldLimit:
@@ -208,6 +238,8 @@ class HeldLimit:
         self._of_address = Limit(of_address or limit, (of_address or limit) / HELD_WITHIN)
         self._buckets = Buckets(redis, up)
         self._here: dict[str, deque[float]] = {}
+        self._full_until: dict[str, float] = {}
+        """Of each endpoint: until then Redis, which said that there is no room, is not asked again."""
 
     async def take(self, provider: str, facility: str, source: str, notification_id: str) -> None:
         """Counts one more. Raises `Refused` (429) over the limit."""
@@ -216,6 +248,8 @@ class HeldLimit:
         of_address = f"held:{provider}/{facility}:{neighbourhood(address) if address else ''}"
         if self._buckets.is_shut(of_address):
             raise _address_full()
+        if time.monotonic() < self._full_until.get(key, 0.0):
+            raise _endpoint_full()
         room: bool | None = None
         if self._up():
             try:
@@ -227,7 +261,8 @@ class HeldLimit:
         if room is None:
             room = self._take_here(key)
         if not room:
-            raise Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens are waiting already.")
+            self._full_until[key] = time.monotonic() + ASK_AGAIN
+            raise _endpoint_full()
         # Only now: a bucket is kept for a day, and many addresses must not leave more of them than there is room for.
         if not await self._buckets.take(of_address, self._of_address):
             await self._give_back(key, notification_id, in_redis)
@@ -274,6 +309,10 @@ class HeldLimit:
 
 def _address_full() -> Refused:
     return Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens came from this address.")
+
+
+def _endpoint_full() -> Refused:
+    return Refused(Reason.HELD_FULL, "Too many notifications with unknown tokens are waiting already.")
 
 
 def forget_held(redis: Any, provider: str, facility: str, ids: list[str]) -> None:

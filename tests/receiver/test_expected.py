@@ -312,6 +312,54 @@ def test_a_flood_waits_for_a_few_connections(redis: Redis, valkey_server: Valkey
     with_client(valkey_server, tmp_path, find, connections=4)
 
 
+def test_what_is_looked_up_together_is_one_question(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
+    register(redis, EXPECTATION_SEAL, EXPECTED_CASUAL)
+    redis.rpush(token_key("debitsuccess", "gym", "list"), "another type")
+
+    async def find(client: redis_asyncio.Redis) -> None:
+        tokens, questions = Tokens(client, up), asked_by(client)
+        names = ["FormTok1", "unknown", "list"] * 100
+        finding = [asyncio.create_task(tokens.find("debitsuccess", "gym", name)) for name in names]
+        await asyncio.sleep(0)
+        finding[0].cancel()
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*finding[1:])
+        assert [EXPECTED_CASUAL, *found] == [EXPECTED_CASUAL, None, None] * 100
+        assert len(questions) == 1
+        assert await tokens.find("debitsuccess", "gym", "FormTok1") == EXPECTED_CASUAL
+        assert len(questions) == 2
+
+    with_client(valkey_server, tmp_path, find)
+
+
+def asked_by(client: redis_asyncio.Redis) -> list[None]:
+    """One for each pipeline that is sent from now on."""
+    asked: list[None] = []
+    make = client.pipeline
+
+    def counting(*arguments: Any, **more: Any) -> Any:
+        asked.append(None)
+        return make(*arguments, **more)
+
+    client.pipeline = counting  # type: ignore[method-assign]
+    return asked
+
+
+def test_an_endpoint_that_is_full_is_not_asked_about_for_a_while(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expected, "ASK_AGAIN", 1000.0)
+
+    async def hold(client: redis_asyncio.Redis) -> None:
+        limit, questions = HeldLimit(client, up, 3, 1), asked_by(client)
+        answers = [await full(limit, str(number), source=f"203.0.113.{number}") for number in range(50)]
+        assert answers == [False] * 3 + [True] * 47
+        assert len(questions) == 4
+        assert not await full(limit, facility="other")
+
+    with_client(valkey_server, tmp_path, hold)
+
+
 async def full(
     limit: HeldLimit, notification_id: str = "one-more", facility: str = "gym", source: str = SENDER
 ) -> bool:
@@ -323,7 +371,11 @@ async def full(
     return False
 
 
-def test_held_notifications_are_counted_in_redis(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
+def test_held_notifications_are_counted_in_redis(
+    redis: Redis, valkey_server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expected, "ASK_AGAIN", 0.0)
+
     async def hold(client: redis_asyncio.Redis) -> None:
         # More than enough for this one address.
         here, there = HeldLimit(client, up, 3, 100), HeldLimit(client, up, 3, 100)
