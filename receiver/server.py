@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -267,6 +267,29 @@ class Connection(HttpToolsProtocol):
             self.hang_up()
             return
         self._stuck_in = stuck_in
+
+
+def configured(application: Any, door: Door, **more: Any) -> uvicorn.Config:
+    """How each of our servers runs: all that a stranger could use without end has its bound in `Connection`, in `door`
+    or here."""
+    return uvicorn.Config(
+        application,
+        # It would look for a coroutine function, which would be one more for each request.
+        interface="asgi3",
+        http=cast(Any, partial(Connection, door=door)),
+        loop="uvloop",
+        lifespan="on",
+        ws="none",
+        # It would believe X-Forwarded-For from 127.0.0.1 before our own source check could look.
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        # Longer than a proxy keeps its own, which would otherwise send into one that is just being closed.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=4,
+        **more,
+    )
 
 
 class Server(uvicorn.Server):

@@ -40,6 +40,16 @@ _FORWARDED = (
     b"198.51.100.1, 203.0.113.7:4711, 10.0.0.2",
     b"[2001:db8::7]:443,::ffff:203.0.113.7\n10.0.0.3",
     b"unknown, fe80::1%eth0",
+    b'For="[2001:db8::7]:443";proto=https;by=_x, for=203.0.113.7\nfor="::ffff:10.0.0.3"',
+)
+_ON_A_CONNECTION = (
+    b"POST /a/b?c=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nx=1GET /livez HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"POST http://u@[::1]:1/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nx=1\r\n0\r\nX-One: a\r\n\r\n",
+    b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\nContent-Length: "
+    b"1\r\n\r\nxGET / HTTP/1.1\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    b"HEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nOPTIONS * HTTP/1.1\r\nExpect: 100-continue\r\n\r\n",
+    b"CONNECT h:1 HTTP/1.1\r\nX-One: a\r\n b\r\n\r\n",
+    b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 8080\r\nGET / HTTP/1.1\r\n\r\n",
 )
 _CARDS = (
     b"customRef=4111111111111111&x=1",
@@ -79,6 +89,10 @@ def _made(target: str) -> list[bytes]:
         "settlement_file": _settlement_files(),
         "envelope": [msgspec.msgpack.encode((ENVELOPE_VERSION, _envelopes())), msgspec.msgpack.encode((2, []))],
         "expectation": [json.dumps(given).encode() for given in _EXPECTATIONS],
+        "connection": [
+            *_ON_A_CONNECTION,
+            *(request for provider in PROVIDERS for request in _requests(provider)[::20]),
+        ],
         "forwarded_for": list(_FORWARDED),
         "card_numbers": [*_CARDS, *_bodies()[::20]],
         "return_query": _returns(),

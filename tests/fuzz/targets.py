@@ -30,6 +30,7 @@ from receiver.reading import Fields, Json, form, json_object, json_pairs, xml
 from receiver.settings import networks
 from receiver.signing import Seal, Secret, return_digest
 from receiver.source import TrustedProxies
+from tests.fuzz import wire
 from tests.support import CHECKOUT, DEBITSUCCESS, EXPECTED_CASUAL, PAYMENTZ, QUICKSTREAM, secrets
 from workers.console import receiving
 from workers.console.api import asked, operation
@@ -143,12 +144,23 @@ def expectation(data: bytes) -> None:
 
 
 def forwarded_for(data: bytes) -> None:
-    try:
-        address = _PROXIES.client("10.0.0.1", data.split(b"\n"))
-    except Refused:
-        return
-    if _PROXIES.client(str(address), ()) != address:
-        raise Finding("the address is another one after a second time")
+    """In either header: as it is, and before what a proxy of ours writes."""
+    given = data.split(b"\n")
+    for of_x, of_rfc in ((given, None), (None, given)):
+        with suppress(Refused):
+            address = _PROXIES.client("10.0.0.1", of_x or [], of_rfc or [])
+            if _PROXIES.client(str(address), ()) != address:
+                raise Finding("the address is another one after a second time")
+        with suppress(Refused):
+            added_to_x = [*of_x, b"198.51.100.9"] if of_x else []
+            added_to_rfc = [*of_rfc, b'for="198.51.100.9:1"'] if of_rfc else []
+            if str(_PROXIES.client("10.0.0.1", added_to_x, added_to_rfc)) != "198.51.100.9":
+                raise Finding("a client wrote its own address")
+
+
+def connection(data: bytes) -> None:
+    if said := wire.fault(data):
+        raise Finding(said)
 
 
 def card_numbers(data: bytes) -> None:
@@ -413,6 +425,7 @@ TARGETS: dict[str, Target] = {
     "settlement_file": settlement_file,
     "envelope": envelope,
     "expectation": expectation,
+    "connection": connection,
     "forwarded_for": forwarded_for,
     "card_numbers": card_numbers,
     "return_query": return_query,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from receiver.errors import Quarantined, Reason
 from receiver.providers import PROVIDERS
+from receiver.server import Connection, Cycle
+from receiver.source import TrustedProxies, parse
 from tests.fuzz import __main__ as command
 from tests.fuzz import targets
 from tests.fuzz.corpus import FINDINGS, seeds
@@ -63,6 +66,37 @@ def test_a_proof_without_the_secret_is_a_finding(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("receiver.signing.hmac.compare_digest", lambda given, wanted: True)
     with pytest.raises(Finding, match="do not know its secret"):
         TARGETS["authenticate_quickstream"](seeds("authenticate_quickstream")[0])
+
+
+def test_an_address_that_a_client_writes_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrustedProxies, "_last_foreign", lambda self, hops, header: parse(hops[0]))
+    for forged in (b"203.0.113.7", b"for=203.0.113.7"):
+        with pytest.raises(Finding, match="wrote its own address"):
+            TARGETS["forwarded_for"](forged)
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        (b"POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\n" + b" " * 40, "in pieces it is another request"),
+        (b"POST / HTTP/1.1\r\nX-Fails: 1\r\n\r\n", "an answer is \\[500\\]"),
+    ],
+)
+def test_a_connection_that_is_read_in_two_ways_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, found: str
+) -> None:
+    right, receive = Connection.data_received, Cycle.receive
+
+    async def failing(self: Any) -> Any:
+        if any(name == b"x-fails" for name, _ in self.scope["headers"]):
+            raise LookupError
+        return await receive(self)
+
+    TARGETS["connection"](sent)
+    monkeypatch.setattr(Connection, "data_received", lambda self, data: right(self, data.lstrip(b" ")))
+    monkeypatch.setattr(Cycle, "receive", failing)
+    with pytest.raises(Finding, match=found):
+        TARGETS["connection"](sent)
 
 
 def test_an_error_outside_the_tree_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

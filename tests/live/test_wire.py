@@ -141,6 +141,8 @@ def shape(name: str, *pieces: bytes) -> object:
         shape("chunk size with a space", HEAD, CHUNKED, b"\r\n1 \r\na\r\n0\r\n\r\n", SMUGGLED),
         shape("chunk without a size", HEAD, CHUNKED, b"\r\n\r\na\r\n0\r\n\r\n", SMUGGLED),
         shape("chunk shorter than it is", HEAD, CHUNKED, b"\r\n1\r\nabc\r\n0\r\n\r\n", SMUGGLED),
+        shape("chunk without its end", HEAD, CHUNKED, b"\r\n1\r\na0\r\n\r\n", SMUGGLED),
+        shape("chunk longer than it is", HEAD, CHUNKED, b"\r\n3\r\na\r\n0\r\n\r\n", SMUGGLED),
         shape("chunk with bare LF", HEAD, CHUNKED, b"\r\n1\na\n0\n\n", SMUGGLED),
         shape("chunk with LF in its extension", HEAD, CHUNKED, b"\r\n1;x\ny\r\na\r\n0\r\n\r\n", SMUGGLED),
         # What is not HTTP/1.1 or HTTP/1.0.

@@ -302,6 +302,13 @@ def test_the_parser_itself_expands_nothing(entity: str, tmp_path: Path) -> None:
     assert "here" not in str(list(root.itertext()))
 
 
+def test_the_parser_itself_loads_no_document_type(tmp_path: Path) -> None:
+    file = tmp_path / "x.dtd"
+    file.write_text('<!ENTITY e "here"><!ELEMENT R ANY>')
+    root = etree.fromstring(f'<!DOCTYPE R SYSTEM "{file.as_uri()}"><R><a>1</a></R>'.encode(), reading._XML)
+    assert root.getroottree().docinfo.externalDTD is None
+
+
 def test_xml_may_speak_of_a_document_type() -> None:
     body = b"<!-- <!DOCTYPE R> --><R><a><![CDATA[<!DOCTYPE R>]]></a><b>1<!-- <!DOCTYPE R> --></b></R>"
     assert xml(body)[1].values == {"a": ["<!DOCTYPE R>"], "b": ["1"]}

@@ -428,6 +428,28 @@ def test_a_full_house_answers_503() -> None:
     assert b'"error":"connections_full"' in answer
 
 
+def test_what_uvicorn_does_by_itself_is_bounded_for_both_servers() -> None:
+    door = Door(10, 10)
+    config = server.configured(measured, door)
+    config.load()
+    # What a proxy says is for our own check, and no other protocol is spoken.
+    assert (config.proxy_headers, config.ws_protocol_class) == (False, None)
+    assert (config.server_header, config.access_log, config.timeout_graceful_shutdown) == (False, False, 4)
+
+    async def made() -> Connection:
+        of_config: Any = config.http_protocol_class
+        connection: Connection = of_config(config, ServerState(), {})
+        return connection
+
+    connection = asyncio.run(made())
+    assert connection._door is door
+    assert connection.timeout_keep_alive == 75
+    for role in ("processes.py", "console.py"):
+        text = (Path(server.__file__).parents[1] / "workers" / "cli" / role).read_text()
+        assert "configured(application, door" in text
+        assert "uvicorn.Config(" not in text
+
+
 def test_one_process_of_several_never_says_that_all_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "manager"))
     door = Door(10, 10)

@@ -12,6 +12,14 @@ _SECRET = re.compile(r"(^|_)(secret|password|signature|checksum|digest|hmac|webh
 _RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle", "yaml"}
 _FETCHES = {"httpx", "requests", "urllib.request", "urllib3", "aiohttp", "ftplib", "smtplib"}
 _PARSES_XML = {"xml", "xmltodict", "bs4", "html5lib", "defusedxml"}
+# Each is said, whatever lxml has by default: what one of them lets in, the others stop, so that no test would see it.
+_CLOSED = {
+    "resolve_entities": False,
+    "load_dtd": False,
+    "dtd_validation": False,
+    "no_network": True,
+    "huge_tree": False,
+}
 
 # Digests that name content, and are compared where nobody gains by guessing: of settlement files and idempotency keys.
 _NAMES_OF_CONTENT = {
@@ -84,6 +92,10 @@ def only_one_module_parses_xml(tree: ast.Module, path: str) -> Iterator[int]:
         if _attribute(call) in ("etree.fromstring", "etree.parse", "etree.XML", "etree.iterparse", "etree.HTML"):
             last = call.args[-1] if len(call.args) > 1 else None
             if not (isinstance(last, ast.Name) and last.id == "_XML"):
+                yield call.lineno
+        if _attribute(call).endswith("Parser") and _attribute(call).startswith("etree."):
+            given = {each.arg: getattr(each.value, "value", None) for each in call.keywords}
+            if not _CLOSED.items() <= given.items():
                 yield call.lineno
 
 

@@ -41,6 +41,8 @@ def test_our_code_keeps_it(rule: rules.Rule) -> None:
         (rules.only_one_module_parses_xml, "import xml.etree.ElementTree"),
         (rules.only_one_module_parses_xml, "etree.fromstring(body)"),
         (rules.only_one_module_parses_xml, "etree.fromstring(body, etree.XMLParser())"),
+        (rules.only_one_module_parses_xml, "_XML = etree.XMLParser(resolve_entities=False, load_dtd=False)"),
+        (rules.only_one_module_parses_xml, "_XML = etree.HTMLParser()"),
         (rules.nothing_is_fetched, "import httpx"),
         (rules.nothing_is_fetched, "from urllib import request"),
         (rules.nothing_is_fetched, "from urllib.request import urlopen"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,6 @@ def console(
     """Run the operators' console."""
     import signal
     import socket
-    from functools import partial
 
     from receiver import settings as configuration
     from workers.cli import processes
@@ -41,7 +40,7 @@ def console(
     import uvicorn
 
     from receiver.door import Door
-    from receiver.server import Connection
+    from receiver.server import configured
     from receiver.settings import networks
     from receiver.source import TrustedProxies
     from workers.console.app import build
@@ -50,21 +49,7 @@ def console(
     door = Door(processes.files_for(MOST_CONNECTIONS), MOST_CONNECTIONS // 2, proxies.trusts)
     application = build(settings)
     listening = socket.socket(fileno=fd) if fd is not None else processes.listen(settings.console.bind, "console.bind")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            http=cast(Any, partial(Connection, door=door)),
-            loop="uvloop",
-            lifespan="on",
-            ws="none",
-            # It would believe X-Forwarded-For from 127.0.0.1 before our own check could look.
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            timeout_graceful_shutdown=4,
-        )
-    )
+    server = uvicorn.Server(configured(application, door))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listening])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,11 +104,9 @@ def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bo
     import signal
     import socket
 
-    import uvicorn
-
     from receiver.app import build
     from receiver.door import Door
-    from receiver.server import Connection, Server
+    from receiver.server import Server, configured
     from receiver.settings import networks
     from receiver.source import TrustedProxies
 
@@ -125,24 +123,7 @@ def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bo
             _reload(application, path)
 
     server = Server(
-        uvicorn.Config(
-            cast(Any, application),
-            # It would look for a coroutine function, which would be one more for each request.
-            interface="asgi3",
-            http=cast(Any, partial(Connection, door=door)),
-            loop="uvloop",
-            lifespan="on",
-            ws="none",
-            callback_notify=reload_if_asked,
-            timeout_notify=1,
-            # It would believe X-Forwarded-For from 127.0.0.1 before our own source check could look.
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=4,
-        ),
+        configured(application, door, callback_notify=reload_if_asked, timeout_notify=1),
         door,
         socket_stays=socket_stays,
     )
