@@ -70,12 +70,16 @@ def nothing_runs_what_it_reads(tree: ast.Module, path: str) -> Iterator[int]:
 
 
 def rq_never_pickles(tree: ast.Module, path: str) -> Iterator[int]:
-    """RQ's own default is pickle: each queue and worker names its serializer."""
+    """RQ's own default is pickle: each queue and worker names our serializer, and nobody takes one of RQ's."""
+    for line, module in _imports(tree):
+        if module.startswith("rq.serializers"):
+            yield line
     of_rq = {module.rpartition(".")[2] for _, module in _imports(tree) if module.startswith("rq.")}
     for call in _calls(tree):
         name = call.func.id if isinstance(call.func, ast.Name) else ""
         if name in of_rq & {"Queue", "Worker", "SimpleWorker"} and not any(
-            each.arg == "serializer" for each in call.keywords
+            each.arg == "serializer" and isinstance(each.value, ast.Name) and each.value.id == "Serializer"
+            for each in call.keywords
         ):
             yield call.lineno
 

@@ -37,6 +37,8 @@ def test_our_code_keeps_it(rule: rules.Rule) -> None:
         (rules.nothing_runs_what_it_reads, "subprocess.run(text, shell=True)"),
         (rules.nothing_runs_what_it_reads, "os.system(text)"),
         (rules.rq_never_pickles, "from rq import Queue; Queue('x', connection=redis)"),
+        (rules.rq_never_pickles, "from rq import Queue; Queue('x', connection=redis, serializer=None)"),
+        (rules.rq_never_pickles, "from rq.serializers import DefaultSerializer"),
         (rules.only_one_module_parses_xml, "from lxml import etree"),
         (rules.only_one_module_parses_xml, "import xml.etree.ElementTree"),
         (rules.only_one_module_parses_xml, "etree.fromstring(body)"),

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack
 from multiprocessing.context import SpawnProcess
@@ -703,6 +704,28 @@ def test_runs_nothing_but_its_own_functions(
     assert not mark.exists()
     assert status(queue, "foreign") == JobStatus.FAILED
     assert counted(engine) == [(CAPTURED.dedupe_key, 1, 0)]
+
+
+class MakesFolder:
+    """Makes one when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self._path,)
+
+
+@on_sqlite
+def test_a_pickled_job_is_not_unpickled(queue: Queue, redis: Redis, burst: Burst, tmp_path: Path) -> None:
+    """RQ's own way to write a job, which runs whatever it is given."""
+    mark = tmp_path / "mark"
+    rqs_own = Queue(QUEUE, connection=redis)
+    rqs_own.enqueue_many([Queue.prepare_data(RECORD_BATCH, (MakesFolder(mark),), job_id="pickled")])
+    assert b"mkdir" in zlib.decompress(redis.hget("rq:job:pickled", "data") or b"")
+    burst()
+    assert not mark.exists()
+    assert status(queue, "pickled") == JobStatus.FAILED
 
 
 # -- being seen
