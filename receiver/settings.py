@@ -121,6 +121,8 @@ class Console(_Section, frozen=True):
     session_hours: int = 12
     max_upload: Size = Size(512 << 20)
     """Of a settlement file that an operator gives; a million rows have some 200 MB."""
+    breached_passwords: Path | None = None
+    """A sorted list of SHA-1 digests; no operator may choose a password that is on it."""
 
 
 class Work(_Section, frozen=True):
@@ -457,6 +459,8 @@ def _check_console(console: Console) -> None:
         raise ConfigurationError("console.session_hours: must be between 1 and 168.")
     if console.max_upload < 1:
         raise ConfigurationError("console.max_upload: must be 1B or more.")
+    if console.breached_passwords is not None and not console.breached_passwords.is_file():
+        raise ConfigurationError("console.breached_passwords: is no file.")
 
 
 def _check_public_url(public_url: str) -> None:

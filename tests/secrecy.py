@@ -29,7 +29,7 @@ KNOWN = (
     *("console-client-key-of-32-characters!", "operators-password-17", "queue-password", "sentinel-password"),
     *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass", "moved-seal-key", "a-seal-key-of-the-tests"),
     *("old-body-key-oooooooooooooooo", "new-body-key-nnnnnnnnnnnnnnnn", "return-password", "next-password"),
-    *("return-old-password", "return-new-password", "correct horse battery"),
+    *("return-old-password", "return-new-password", "correct horse battery", "operators-choice-18"),
     *("mail-password-of-the-tests", "whsec_bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctMQ=="),
 )
 """Secrets that tests configure, long and odd enough to stand nowhere else."""

@@ -46,6 +46,7 @@ class Action(StrEnum):
     SIGNED_IN = "signed_in"
     SIGN_IN_REFUSED = "sign_in_refused"
     SIGNED_OUT = "signed_out"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 (a word, no password)
     REPLAY_CREATED = "replay_created"
     REPLAY_APPROVED = "replay_approved"
     REPLAY_PAUSED = "replay_paused"

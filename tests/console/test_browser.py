@@ -41,7 +41,7 @@ FORM = {
 SCRIPT = "<script>document.title = 'hacked'; alert(1)</script><img src=x onerror=alert(2)>"
 PAGES = ("/", "/notifications", "/notifications?search=nothing-has-this", "/payments", "/refused", "/attention",
          "/attention?kind=conflict", "/attention?kind=conflict&settled=1", "/replays", "/reconciliations", "/audit",
-         "/audit/verify", "/nothing")  # fmt: skip
+         "/audit/verify", "/password", "/nothing")  # fmt: skip
 WITHIN = 20_000
 """Milliseconds until what is awaited must be seen; a busy machine is no finding."""
 expect.set_options(timeout=WITHIN)

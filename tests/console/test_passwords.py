@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
@@ -89,6 +91,25 @@ def test_generated_passwords() -> None:
     assert len(made) == 50
     assert not any(passwords.is_guessed_first(password, "jane.doe") for password in made)
     assert all(len(password) == 23 for password in made)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b":17\n", b":2\r\n"])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 50])
+def test_what_was_stolen(tmp_path: Path, number: int, end: bytes) -> None:
+    words = [f"stolen {each}" for each in range(number)]
+    sha1 = [hashlib.sha1(word.encode(), usedforsecurity=False).hexdigest() for word in words]
+    digests = sorted(digest.upper().encode() for digest in sha1)
+    (tmp_path / "list").write_bytes(b"".join(digest + end for digest in digests))
+    assert all(passwords.is_breached(word, tmp_path / "list") for word in words)
+    assert not any(passwords.is_breached(f"own {each}", tmp_path / "list") for each in range(200))
+    # The last line of a file that somebody cut.
+    (tmp_path / "list").write_bytes(b"".join(digest + end for digest in digests).rstrip())
+    assert all(passwords.is_breached(word, tmp_path / "list") for word in words)
+
+
+def test_a_list_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^console.breached_passwords: .* cannot be read \("):
+        passwords.fault("a long password", "jane", tmp_path / "none")
 
 
 class Clock:

@@ -29,6 +29,7 @@ from workers.simulator.cash_applied import file_of
 
 PROCESSES = ("serve", "work", "console")
 OPERATOR = "operators-password-17"
+NEXT = "operators-choice-18"
 CLIENT_KEY = "console-client-key-of-32-characters!"
 
 
@@ -170,6 +171,8 @@ def reconciled(apart: Apart) -> None:
         ] == ["7009"]
 
     eventually(entered, 30, "the payment of the file")
+    another = {"current": OPERATOR, "new": NEXT, "again": NEXT}
+    assert apart.form("/password", {"token": apart.token("/password"), **another}).status_code == 200
     assert apart.form("/sign-out", {"token": apart.token("/")}).status_code == 303
 
 
@@ -318,6 +321,15 @@ def test_no_role_rewrites_history_or_the_schema(apart: Apart, role: str, stateme
 )
 def test_the_console_registers_and_purges_nothing(apart: Apart, statement: str) -> None:
     assert "permission denied" in forbidden(apart, "console", statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT sealed FROM operator_passwords", "INSERT INTO operator_passwords VALUES ('ops', '')",
+     "UPDATE operator_passwords SET sealed = ''", "DELETE FROM operator_passwords"],
+)  # fmt: skip
+def test_the_worker_knows_nothing_of_operators_passwords(apart: Apart, statement: str) -> None:
+    assert "permission denied" in forbidden(apart, "worker", statement)
 
 
 def test_every_table_is_granted_by_name(apart: Apart) -> None:

@@ -47,6 +47,7 @@ ROUTES = {
             "/sign-in",
             "/sign-in",
             "/sign-out",
+            "/password",
             "/static/console.css",
             "/static/..",
             "/api",

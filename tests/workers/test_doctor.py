@@ -54,6 +54,7 @@ WRONG: dict[str, Any] = {
     "console.idle_minutes": 0,
     "console.session_hours": 0,
     "console.max_upload": "0B",
+    "console.breached_passwords": "nowhere",
     "queue.redis_url": "",
     "queue.durability": "lax",
     "queue.replicas": 1,

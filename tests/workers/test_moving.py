@@ -102,7 +102,7 @@ def test_nothing_of_it_stays_when_it_fails(old: Path, new: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         moving.move(old, new, fails)
     engine = database.open_engine(new)
-    assert {name: found for name, found in contents_of(engine).items() if found} == {"compatibility": [(NEWEST,)]}
+    assert [name for name, found in contents_of(engine).items() if found] == ["compatibility"]
     engine.dispose()
     move(old, new)
 

@@ -29,6 +29,7 @@ from workers.audit import Audit
 from workers.console import monitoring, pages
 from workers.console.activity import Activity
 from workers.console.api import routes as api
+from workers.console.chosen import ChosenPasswords
 from workers.console.guessing import Guesses
 from workers.console.headers import Guard
 from workers.console.health import Health
@@ -64,7 +65,7 @@ def build(settings: Settings) -> ASGIApp:
         settings=settings,
         engine=engine,
         redis=redis,
-        operators=Operators(settings),
+        operators=Operators(settings, ChosenPasswords(engine, settings.security.seal_keys)),
         sessions=Sessions(settings.security.seal_keys, console.idle_minutes * 60, console.session_hours * 3600),
         ended=Ended(engine),
         guesses=Guesses(operator.name for operator in settings.security.operators),

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from base64 import b64decode, b64encode
+from pathlib import Path
 from typing import NamedTuple
 
 from receiver.errors import ConfigurationError
@@ -23,6 +24,8 @@ LONGEST = 1024
 # OWASP's scrypt figures that need the least memory: 32 MiB and a quarter of a second for each try.
 _LOG_N, _R, _P = 15, 8, 3
 _SALT, _DIGEST = 16, 32
+_SHA1 = 40
+"""Characters of its digest in hex."""
 _SCRYPT = re.compile(r"\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{22,86})\$([A-Za-z0-9+/]{43,86})")
 _WEAKEST, _COSTLIEST = 1 << 14, 1 << 18
 
@@ -84,6 +87,44 @@ def generate() -> str:
     """A password of 100 bits in groups that can be read aloud."""
     letters = [secrets.choice(_ALPHABET) for _ in range(20)]
     return "-".join("".join(letters[start : start + 5]) for start in range(0, 20, 5))
+
+
+def fault(password: str, name: str, breached: Path | None) -> str:
+    """Why this cannot be the password of the operator `name`; "" when it can. `breached` is the list of
+    `console.breached_passwords`."""
+    if not SHORTEST <= len(password) <= LONGEST:
+        return f"A password has between {SHORTEST} and {LONGEST} characters."
+    if is_guessed_first(password, name):
+        return "This password is among the first that are guessed."
+    if breached is not None and is_breached(password, breached):
+        return "This password is on the list of those that were stolen somewhere."
+    return ""
+
+
+def is_breached(password: str, path: Path) -> bool:
+    """Whether the list at `path` has it: lines of SHA-1 digests in upper-case hex, sorted, each alone or before a
+    colon, as Have I Been Pwned has them. They are of gigabytes, and not read through. Raises `ConfigurationError`."""
+    # What the lists are made of; it protects nothing here.
+    wanted = hashlib.sha1(password.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest().upper().encode()
+    try:
+        with path.open("rb") as lines:
+            first, behind = 0, lines.seek(0, os.SEEK_END)
+            while first < behind:
+                middle = (first + behind) // 2
+                lines.seek(max(middle - 1, 0))
+                if middle:
+                    # What is left of the line before.
+                    lines.readline()
+                line = lines.readline()
+                if line[:_SHA1] == wanted:
+                    return True
+                if not line or line[:_SHA1] > wanted:
+                    behind = middle
+                else:
+                    first = lines.tell()
+    except OSError as error:
+        raise ConfigurationError(f"console.breached_passwords: {path} cannot be read ({error.strerror}).") from None
+    return False
 
 
 def is_guessed_first(password: str, name: str) -> bool:

@@ -69,13 +69,13 @@ class Door:
             # Without the name: people type their password there.
             log.warning("sign_in_refused", source=str(address))
             response = _form(request, wish, "Name or password is not right.", 403, name)
-            if known := site.operators.named(name):
+            if known := site.operators.configured(name):
                 # After the answer, so that its time says nothing of who is an operator.
                 actor = Actor(known.name, str(address))
                 response.background = BackgroundTask(_record, site, actor, Action.SIGN_IN_REFUSED)
             return response
         site.guesses.succeeded(name, address)
-        await run_in_threadpool(_record, site, Actor(operator.name, str(address)), Action.SIGNED_IN)
+        await run_in_threadpool(_entered, site, Actor(operator.name, str(address)))
         return _welcome(site, operator, wish, str(address))
 
     async def _proven(self, site: Site, name: str, password: str) -> Operator | None:
@@ -87,6 +87,12 @@ class Door:
             return None
         async with self._limiter:
             return await run_in_threadpool(site.operators.proven, name, password)
+
+
+def _entered(site: Site, actor: Actor) -> None:
+    with suppress(LedgerAway):
+        site.operators.chosen.renew(actor.name)
+    _record(site, actor, Action.SIGNED_IN)
 
 
 def _welcome(site: Site, operator: Operator, wish: str, address: str) -> Response:

@@ -286,6 +286,14 @@ ended_sessions = Table(
 )
 """Sessions of the console that were signed out; a copy of their cookie is worth nothing."""
 
+operator_passwords = Table(
+    "operator_passwords",
+    metadata,
+    Column("name", keyed(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+)
+"""Passwords that operators have chosen themselves; see `workers.console.chosen`. The worker may not read them."""
+
 browser_returns = Table(
     "browser_returns",
     metadata,

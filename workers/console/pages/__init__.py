@@ -5,7 +5,17 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from receiver.settings import Role
-from workers.console.pages import attention, audit, notifications, overview, payments, reconciliations, refused, replays
+from workers.console.pages import (
+    attention,
+    audit,
+    notifications,
+    overview,
+    password,
+    payments,
+    reconciliations,
+    refused,
+    replays,
+)
 from workers.console.receiving import upload
 from workers.console.site import form, page
 
@@ -36,5 +46,7 @@ def routes() -> list[Route]:
         page("/reconciliations/uploads/{id}", reconciliations.uploading),
         page("/reconciliations/{id}", reconciliations.shown),
         page("/audit", audit.listed),
+        page("/password", password.asked),
+        form("/password", password.changed, Role.VIEWER),
         page("/audit/verify", audit.verified),
     ]
