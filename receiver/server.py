@@ -30,6 +30,10 @@ MAX_AROUND = 64 << 10
 """Bytes of a request beside its body and what came with its beginning: a sender's headers have a few hundred."""
 PER_BODY_BYTE = 9
 """Bytes for each of a body that comes in the smallest chunks, itself included."""
+MOST_WAITING = 50
+"""Requests of one connection that wait for an answer to the one before. One piece may have thousands of small ones, and
+nobody else is heard while it is read. The connection ends with the answer to the last of these, which tells the client
+that what it sent behind was not read (RFC 9112, 9.6)."""
 HEAD_WITHIN = 30.0
 """Seconds in which a head must come, and an answer must be taken, at the most twice as many."""
 
@@ -170,9 +174,12 @@ class Connection(HttpToolsProtocol):
         self.cycle = cycle = Cycle(self, version == "1.1" and parser.should_keep_alive())
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
-        else:
+        elif len(self.pipeline) < MOST_WAITING:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+        else:
+            self.cycle = before
+            raise ValueError("too many requests at once")
         if self._door.closing:
             self.end_with_the_request_in_hand()
 

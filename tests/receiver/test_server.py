@@ -149,12 +149,24 @@ def test_small_pieces_of_a_body_and_requests_that_come_together_are_no_large_hea
         async with listening() as port:
             pieces = [b"1\r\nx\r\n" * 1000] * 100
             chunked = await sent(port, POST + CLOSE, *pieces, b"0\r\n\r\n")
-            together = await sent(port, (GET + b"\r\n") * 5000, GET + CLOSE)
+            padded = GET + b"X-Padding: " + b"a" * 4000 + b"\r\n"
+            together = await sent(port, (padded + b"\r\n") * server.MOST_WAITING + padded + CLOSE)
             return chunked, together
 
     chunked, together = asyncio.run(scenario())
     assert chunked.endswith(b"\r\n\r\n100000")
-    assert together.count(b"200 OK") == 5001
+    assert together.count(b"200 OK") == server.MOST_WAITING + 1
+
+
+@pytest.mark.parametrize("request_", [GET + b"\r\n", POST + b"\r\n1\r\nx\r\n0\r\n\r\n"], ids=["GET", "POST"])
+def test_too_many_requests_in_one_piece_end_with_the_last_that_is_answered(request_: bytes) -> None:
+    async def scenario() -> bytes:
+        async with listening() as port:
+            return await sent(port, request_ * 1000)
+
+    head, *answers = asyncio.run(scenario()).split(b"HTTP/1.1 200 OK\r\n")
+    assert (head, len(answers)) == (b"", server.MOST_WAITING + 1)
+    assert [b"connection: close" in answer for answer in answers] == [False] * server.MOST_WAITING + [True]
 
 
 def answering(*messages: dict[str, Any], fault: Exception | None = None) -> Any:
