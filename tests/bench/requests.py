@@ -62,14 +62,14 @@ def quickstream_form(receipt: str) -> bytes:
     fields = {**_FIELDS, "receiptNumber": receipt, "createdDateTime": "10+Jan+2017+01%3A11%3A31"}
     body = "&".join(f"{name}={value.replace(' ', '+')}" for name, value in fields.items()).encode()
     headers = {"Authorization": _BASIC, "Content-Type": "application/x-www-form-urlencoded"}
-    return _request("quickstream/acme", headers, body)
+    return request("quickstream/acme", headers, body)
 
 
 def quickstream_xml(receipt: str) -> bytes:
     fields = {**_FIELDS, "receiptNumber": receipt}
     body = "".join(f"    <{name}>{value}</{name}>\n" for name, value in fields.items())
     headers = {"Authorization": _BASIC, "Content-Type": "application/xml"}
-    return _request("quickstream/acme", headers, f"<PaymentResponse>\n{body}</PaymentResponse>\n".encode())
+    return request("quickstream/acme", headers, f"<PaymentResponse>\n{body}</PaymentResponse>\n".encode())
 
 
 def checkout(receipt: str) -> bytes:
@@ -95,7 +95,7 @@ def checkout(receipt: str) -> bytes:
     }
     body = json.dumps(event, separators=(",", ":")).encode()
     signature = hmac.new(SIGNATURE_KEY.encode(), body, "sha256").hexdigest()
-    return _request("checkout/main", {"Cko-Signature": signature, "Content-Type": "application/json"}, body)
+    return request("checkout/main", {"Cko-Signature": signature, "Content-Type": "application/json"}, body)
 
 
 def debitsuccess(receipt: str) -> bytes:
@@ -106,7 +106,7 @@ def debitsuccess(receipt: str) -> bytes:
         "X-TraceId": receipt,
         "Content-Type": "application/json",
     }
-    return _request("debitsuccess/gym", headers, body.encode())
+    return request("debitsuccess/gym", headers, body.encode())
 
 
 def paymentz(receipt: str) -> bytes:
@@ -123,7 +123,7 @@ def paymentz(receipt: str) -> bytes:
         "paymentBrand": "VISA",
         "paymentMode": "CC",
     }
-    return _request("paymentz/eu", {"Content-Type": "application/json"}, json.dumps(body).encode())
+    return request("paymentz/eu", {"Content-Type": "application/json"}, json.dumps(body).encode())
 
 
 KINDS: dict[str, Callable[[str], bytes]] = {
@@ -172,7 +172,7 @@ def body_of(request: bytes) -> bytes:
     return request.partition(b"\r\n\r\n")[2]
 
 
-def _request(path: str, headers: dict[str, str], body: bytes) -> bytes:
+def request(path: str, headers: dict[str, str], body: bytes) -> bytes:
     lines = [f"POST /notify/{path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
