@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 from redis import Redis
+from sqlalchemy import select
 
 from receiver.notification import new_id, now_us
 from receiver.settings import Settings
@@ -21,7 +22,9 @@ from tests.workers.material import envelope, event, processed
 from workers.console import words
 from workers.console.health import Health
 from workers.console.render import commands
+from workers.ledger import queries
 from workers.ledger.ledger import Interpreted, Ledger
+from workers.ledger.tables import metadata, notifications
 
 EVIL = "<script>alert(1)</script>\u202e\x07"
 
@@ -120,6 +123,32 @@ def test_what_a_sender_wrote_is_text(filled: Browser) -> None:
         assert "&lt;script&gt;" in shown.text or path.startswith("/replays")
         assert "<script" not in shown.text
         assert not {"\u202e", "\x07"} & set(shown.text), "neither a turned direction nor a bell"
+
+
+def test_looking_changes_nothing(filled: Browser, redis: Redis) -> None:
+    """And whoever looks can leave, from every page."""
+    refuse(redis, 3)
+    with queries.reading(filled.site.engine) as connection:
+        known = connection.scalar(select(notifications.c.id))
+
+    def everything() -> list[object]:
+        with queries.reading(filled.site.engine) as connection:
+            rows: list[object] = [connection.execute(select(table)).all() for table in metadata.sorted_tables]
+        return [*rows, {key: redis.dump(key) for key in redis.scan_iter()}]
+
+    before = everything()
+    looked = 0
+    for route in filled.app._app.routes:  # type: ignore[attr-defined]
+        if "GET" not in (getattr(route, "methods", None) or ()) or "{name}" in route.path:
+            continue
+        path = route.path.replace("{provider}/{facility}", "checkout/main?id=p3").replace("{id}", str(known))
+        page = filled.get(f"{path}?id={known}" if path == "/replays/new" else path)
+        assert page.status_code in (200, 404, 503), path
+        if "text/html" in page.headers["content-type"] and route.path != "/sign-in":
+            assert page.text.count('action="/sign-out"') == 1, path
+            looked += 1
+    assert looked >= 15
+    assert everything() == before
 
 
 def test_every_refusal_is_on_one_page(browser: Browser, redis: Redis) -> None:

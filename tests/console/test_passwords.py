@@ -86,6 +86,16 @@ def test_what_is_not_guessed_first(password: str) -> None:
     assert not passwords.is_guessed_first(password, "jane.doe")
 
 
+@pytest.mark.parametrize(("length", "fits"), [(11, False), (12, True), (64, True), (1024, True), (1025, False)])
+def test_lengths(length: int, fits: bool) -> None:
+    password = ("many odd words " * 100)[:length]
+    assert passwords.fault(password, "jane", None) == ("" if fits else "A password has between 12 and 1024 characters.")
+    # None of it is cut off.
+    if fits:
+        stored = passwords.make(password, log_n=14, p=1)
+        assert [passwords.verify(each, stored) for each in (password, password[:-1])] == [True, False]
+
+
 def test_generated_passwords() -> None:
     made = {passwords.generate() for _ in range(50)}
     assert len(made) == 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def test_in_and_out(browser: Browser, logged: list[MutableMapping[str, Any]]) ->
     assert page.status_code == 200
     assert "anna" in page.text
     assert "approver" in page.text
-    assert browser.post("/sign-out", {"token": browser.token()}).headers["location"] == "/sign-in"
+    left = browser.post("/sign-out", {"token": browser.token()})
+    assert (left.headers["location"], left.headers["clear-site-data"]) == ("/sign-in", '"cache"')
     assert browser.cookie is None
     assert browser.get("/").status_code == 303
     events = [(event["event"], event.get("operator")) for event in logged if event["event"] != "audit_entry"]
@@ -131,6 +133,19 @@ def test_neither_names_nor_passwords_are_logged(browser: Browser, logged: list[M
     browser.sign_in("hunter2-typed-into-the-name", "wrong-password-typed")
     assert [event["event"] for event in logged] == ["sign_in_refused"]
     assert "typed" not in repr(logged)
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/password"])
+def test_fields_of_passwords_are_masked_and_help_a_manager(browser: Browser, path: str) -> None:
+    if path == "/password":
+        browser.sign_in()
+    fields = re.findall(r"<input [^>]*(?:password|f-new|f-again|f-current)[^>]*>", browser.get(path).text)
+    shown = [field for field in fields if 'type="hidden"' not in field]
+    assert len(shown) == {"/sign-in": 1, "/password": 3}[path]
+    for field in shown:
+        assert 'type="password"' in field
+        assert re.search(r'autocomplete="(current|new)-password"', field)
+        assert 'maxlength="1024"' in field
 
 
 def test_names_do_not_depend_on_case(browser: Browser) -> None:
@@ -274,6 +289,16 @@ def test_broken_cookies(browser: Browser, broken: str) -> None:
     for position in range(0, len(cookie) - 1, 7):
         forged = cookie[:position] + ("A" if cookie[position] != "A" else "B") + cookie[position + 1 :]
         assert browser.get("/", cookie=f"postback-session={forged}").status_code == 303
+
+
+def test_what_signs_forms_signs_no_session(browser: Browser) -> None:
+    """Whoever is not signed in yet may have any text of his own signed for a form."""
+    browser.sign_in()
+    content, _, seal = (browser.cookie or "").rpartition(".")
+    sessions = browser.site.sessions
+    assert sessions.read(f"{content}.{seal}") is not None
+    assert sessions.read(f"{content}.{sessions.form_token(content)}") is None
+    assert not sessions.proves(seal, content)
 
 
 def test_an_old_seal_key_still_reads_and_the_new_one_signs(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from receiver.settings import Settings
+from receiver.settings import Role, Settings
 from tests.console.conftest import PASSWORD, Browser, settings_of
 from tests.secrecy import unknown
 from workers.console import headers
@@ -46,6 +46,37 @@ def test_every_page_asks_for_a_sign_in(browser: Browser) -> None:
 
 def test_the_secrets_of_these_tests_are_looked_out_for(settings: Settings) -> None:
     assert unknown(settings) == []
+
+
+NEEDS = {
+    ("POST", "/sign-out"): "viewer",
+    ("POST", "/password"): "viewer",
+    ("POST", "/notifications/export"): "viewer",
+    ("POST", "/alarms/acknowledge"): "operator",
+    ("POST", "/attention/settle"): "operator",
+    ("POST", "/attention/reopen"): "operator",
+    ("GET", "/replays/new"): "operator",
+    ("POST", "/replays"): "operator",
+    ("POST", "/replays/{id}/pause"): "operator",
+    ("POST", "/replays/{id}/resume"): "operator",
+    ("POST", "/replays/{id}/cancel"): "operator",
+    ("POST", "/reconciliations"): "operator",
+    ("POST", "/replays/{id}/approve"): "approver",
+}
+"""The least role of each form, and of each page that is not for everybody."""
+
+
+def test_every_form_needs_its_role(browser: Browser, settings: Settings) -> None:
+    forms = {("POST", route.path) for route in routes(browser) if "POST" in (route.methods or ())}
+    assert forms - {("POST", "/sign-in")} == {each for each in NEEDS if each[0] == "POST"}
+    for name, role in (("vera", Role.VIEWER), ("oscar", Role.OPERATOR)):
+        asking = Browser(settings)
+        asking.sign_in(name)
+        token = asking.token()
+        for (method, path), needed in NEEDS.items():
+            if not role.includes(Role(needed)):
+                answer = asking.send(method, filled(path), data={"token": token} if method == "POST" else None)
+                assert (answer.status_code, "Your role does not allow this" in answer.text) == (403, True), path
 
 
 def test_every_form_needs_the_token_of_its_session(browser: Browser, settings: Settings) -> None:
