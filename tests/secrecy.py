@@ -30,6 +30,7 @@ KNOWN = (
     *("rotated-first-pass", "rotated-second-pass", "rotated-third-pass", "moved-seal-key", "a-seal-key-of-the-tests"),
     *("old-body-key-oooooooooooooooo", "new-body-key-nnnnnnnnnnnnnnnn", "return-password", "next-password"),
     *("return-old-password", "return-new-password", "correct horse battery", "operators-choice-18"),
+    *(f"{role}-key-of-thirty-two-characters" for role in ("viewer", "operator", "approver")),
     *("mail-password-of-the-tests", "whsec_bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctMQ=="),
 )
 """Secrets that tests configure, long and odd enough to stand nowhere else."""

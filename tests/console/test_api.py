@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ def test_another_method(client: Client) -> None:
     assert "GET" in answer.headers["allow"]
 
 
-def test_only_a_key_opens_it(client: Client) -> None:
+def test_only_a_key_opens_it(client: Client, logged: list[MutableMapping[str, Any]]) -> None:
     client.browser.sign_in("anna")
     assert client.browser.get("/notifications").status_code == 200
     client.key = None
@@ -219,9 +220,12 @@ def test_only_a_key_opens_it(client: Client) -> None:
     for key in ("only-for-expect", "none", "", KEYS["viewer"] + "x"):
         client.key = key
         problem(client.ask("GET", "/notifications"), 403, "credentials_refused")
+        assert (logged[-1]["event"], logged[-1]["reason"]) == ("api_refused", "credentials_refused")
     client.key = None
     basic = {"Authorization": f"Basic {KEYS['viewer']}"}
     problem(client.ask("GET", "/notifications", headers=basic), 403, "credentials_refused")
+    problem(client.post("/replays", {"state": "failed", "dry_run": True}, "viewer"), 403, "role_refused")
+    assert (logged[-1]["client"], logged[-1]["path"]) == ("shop-viewer", "/api/v1/replays")
 
 
 def test_a_dry_run_changes_nothing(client: Client) -> None:

@@ -39,7 +39,7 @@ from workers.console.refusals import Refusals
 from workers.console.render import FOLDER, Renderer
 from workers.console.sessions import Ended, Sessions
 from workers.console.signin import Door
-from workers.console.site import Site, Trouble, Visit
+from workers.console.site import Site, Trouble, Visit, seen
 from workers.console.uploads import Uploads
 from workers.figures import LedgerFigures, begin_settlement
 from workers.ledger.bodies import Bodies
@@ -159,6 +159,15 @@ def _message(request: Request, status: int, title: str, sentence: str) -> Respon
 
 async def _trouble(request: Request, error: Exception) -> Response:
     assert isinstance(error, Trouble)
+    if error.status == 403:
+        visit: Visit | None = getattr(request.state, "visit", None)
+        log.warning(
+            "console_refused",
+            path=request.url.path,
+            why=error.title,
+            operator=visit.operator.name if visit else None,
+            source=seen(request),
+        )
     return _message(request, error.status, error.title, error.sentence)
 
 

@@ -233,6 +233,14 @@ def client(request: Request) -> Address:
         raise Trouble(403, "The request has no clear address", refused.detail) from None
 
 
+def seen(request: Request) -> str:
+    """The address of whoever asks, for a log."""
+    try:
+        return str(client(request))
+    except Trouble:
+        return request.client.host if request.client else ""
+
+
 def _keep(visit: Visit, response: Response) -> None:
     """Gives the browser a newer cookie, unless the page fetched itself: that is no sign of a person."""
     if visit.asked("live") or visit.site.session_cookie in str(response.headers.getlist("set-cookie")):

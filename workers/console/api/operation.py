@@ -96,6 +96,7 @@ class Operation:
 async def respond(request: Request, operation: Operation) -> Response:
     site: Site = request.app.state.site
     asker = _client_of(request, site)
+    request.state.asker = asker.name
     if not asker.role.includes(operation.role):
         raise Declined(Reason.ROLE_REFUSED, f"This needs the role {operation.role}; the key has {asker.role}.")
     query = _query(request, operation.query)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from receiver import logs
 from receiver.errors import STATUS_OF, LedgerAway, NotDone, Reason
-from workers.console.site import Trouble
+from workers.console.site import Trouble, seen
 
 log = logs.get("workers.console.api.problems")
 
@@ -50,6 +50,9 @@ def problem(reason: Reason, detail: str, headers: Mapping[str, str] | None = Non
 
 async def declined(request: Request, error: Exception) -> Response:
     assert isinstance(error, Declined)
+    if error.reason in (Reason.CREDENTIALS_REFUSED, Reason.ROLE_REFUSED):
+        asker = getattr(request.state, "asker", None)
+        log.warning("api_refused", path=request.url.path, reason=error.reason, client=asker, source=seen(request))
     return problem(error.reason, error.detail, error.headers)
 
 
