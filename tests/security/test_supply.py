@@ -52,6 +52,19 @@ def test_traces_need_more_and_nothing_else() -> None:
         assert requirement.name not in PINNED
 
 
+def test_every_change_is_looked_at() -> None:
+    """What stands in SECURITY.md of our own code and of the list of all parts."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lint = settings["tool"]["ruff"]["lint"]
+    assert "S" in lint["select"]
+    assert {each for each in lint["ignore"] if each.startswith("S")} == {"S101", "S603"}
+    assert not any(each.startswith("receiver") for each in lint["per-file-ignores"])
+    assert settings["tool"]["mypy"]["strict"] is True
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {"ruff check .", "mypy"} <= set(script)
+    assert any('cyclonedx-py" requirements deploy/requirements.lock' in line for line in script)
+
+
 def test_the_lock_has_no_tool_of_the_tests() -> None:
     tests = {Requirement(each).name for each in PROJECT["optional-dependencies"]["test"]} - {"postback-receiver"}
     assert TRACED.keys().isdisjoint(tests)

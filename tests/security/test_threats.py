@@ -53,6 +53,16 @@ def test_every_threat_has_its_test() -> None:
         assert _TEST.search(test), f"{asset}: no test"
 
 
+def test_every_line_that_was_asked_for_has_its_test() -> None:
+    section = THREATS.read_text().partition("## Line by line\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) > 20
+    for line in lines:
+        asked, defence, test = (cell.strip() for cell in line.strip("|").split(" | "))
+        assert all((asked, defence)), line
+        assert _TEST.search(test), f"{asked}: no test"
+
+
 def test_every_requirement_has_a_test_or_a_reason() -> None:
     requirements = rows(CHECKLIST, 3)
     assert len(requirements) > 150
