@@ -62,6 +62,7 @@ def test_a_file_is_compared_and_its_page_says_what_came_of_it(browser: Browser, 
     text = " ".join(re.sub("<[^>]+>", " ", page.text).split())
     for said in ("&lt;b&gt;caf.csv", "2 findings", "2 , of which 0 agree and 1 were entered", "By oscar"):
         assert said.replace(" ,", ",") in text, said
+    assert "C:" not in page.text, "no folder of whoever gave it"
     for said in ("1 amount differs", "1 missing here", "624.00 1.00"):
         assert said in text, said
     for payment in ("ACMECOMM%3A1", "ACMECOMM%3A2"):

@@ -371,6 +371,46 @@ def test_cancelled_it_never_does_the_rest(desk: Desk) -> None:
     _made(desk)
 
 
+def _into(desk: Desk, replay_id: str, state: str) -> None:
+    if state == "cancelled":
+        desk.replays.cancel(BERT, replay_id, "no")
+    elif state != "waiting":
+        desk.replays.approve(BERT, replay_id, "yes")
+        if state == "paused":
+            desk.replays.pause(BERT, replay_id)
+        if state == "done":
+            desk.run(replay_id)
+    assert desk.shown(replay_id)["state"] == state
+
+
+STEPS = {
+    "waiting": {"approve", "cancel"},
+    "running": {"pause", "cancel"},
+    "paused": {"resume", "cancel"},
+    "done": set(),
+    "cancelled": set(),
+}
+"""What may be done next."""
+
+
+@pytest.mark.parametrize("state", STEPS)
+def test_no_step_is_left_out_or_done_twice(engine: Engine, state: str) -> None:
+    desk = Desk(engine, approve_above=0)
+    for step in ("approve", "pause", "resume", "cancel"):
+        quarantined(desk, 1)
+        replay_id = desk.replays.create(ANNA, Chosen(), "try")["id"]
+        _into(desk, replay_id, state)
+        if step in STEPS[state]:
+            assert getattr(desk.replays, step)(BERT, replay_id, "so")["state"] != state
+        else:
+            with pytest.raises(NotDone) as refused:
+                getattr(desk.replays, step)(BERT, replay_id, "so")
+            assert refused.value.reason == Reason.STATE_CHANGED
+            assert desk.shown(replay_id)["state"] == state
+        if desk.shown(replay_id)["state"] not in ("done", "cancelled"):
+            desk.replays.cancel(BERT, replay_id, "over")
+
+
 @pytest.mark.parametrize("name", ["approve", "pause", "resume", "cancel"])
 def test_an_unknown_replay_is_said(desk: Desk, name: str) -> None:
     for unknown in ("0197", "", "\x00"):
