@@ -48,6 +48,7 @@ _ON_A_CONNECTION = (
     b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\nContent-Length: "
     b"1\r\n\r\nxGET / HTTP/1.1\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n",
     b"HEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nOPTIONS * HTTP/1.1\r\nExpect: 100-continue\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n" * 80,
     b"CONNECT h:1 HTTP/1.1\r\nX-One: a\r\n b\r\n\r\n",
     b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 8080\r\nGET / HTTP/1.1\r\n\r\n",
 )

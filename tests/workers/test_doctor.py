@@ -222,7 +222,9 @@ NO_SECRETS = {
     "file:nowhere": "the file cannot be read (No such file or directory)",
     **dict.fromkeys(("", " ", "\t\r\n", "\u00a0", "\u2003", "env:POSTBACK_EMPTY"), "the secret is empty"),
     **dict.fromkeys(("env:POSTBACK_BLANK", "file:empty"), "the secret is empty"),
-    **dict.fromkeys(("\u200b", "\ufeff", "...", "changeme", "Default", "${SECRET}"), "the secret is a placeholder"),
+    **dict.fromkeys(
+        ("\u200b", "\ufeff", "...", "changeme", "Default", "${QS_PASSWORD}"), "the secret is a placeholder"
+    ),
     **dict.fromkeys(("env:POSTBACK_DEFAULT", "file:default"), "the secret is a placeholder"),
 }
 
