@@ -28,6 +28,10 @@ BATCH_SEAL = Seal(secrets(SEAL_KEY), "batch")
 EXPECTATION_SEAL = Seal(secrets(SEAL_KEY), "expectation")
 QUEUE_KEY = f"rq:queue:{QUEUE}"
 
+PATIENCE = 8.0
+"""Seconds within which a sender is answered, whatever Redis does. They allow 10 s; the 2 s that we promise are those of
+a machine that has nothing else to do, which no test can know."""
+
 SENDER = "203.0.113.7"
 PROXY = "10.0.0.1"
 

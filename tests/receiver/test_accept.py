@@ -33,7 +33,7 @@ from receiver.providers.base import Identity
 from receiver.providers.checkout import CheckoutEndpoint
 from receiver.refusals import listed
 from tests.asgi import Answer, Application, Body, End
-from tests.receiver.serving import API_KEY, EXPECTATION_SEAL, PROXY, SENDER, configured, kept, serving
+from tests.receiver.serving import API_KEY, EXPECTATION_SEAL, PATIENCE, PROXY, SENDER, configured, kept, serving
 from tests.servers import Valkey, eventually, running_valkey
 from tests.support import EXPECTED_CASUAL, Recorded, recorded
 
@@ -510,7 +510,8 @@ def test_exactly_as_much_as_is_allowed(redis: Redis, application: Application, c
 def test_too_slow(redis: Redis, application: Application) -> None:
     began = time.monotonic()
     answer = send(application, QUICKSTREAM, body=[QUICKSTREAM.body[:100], End.SILENCE])
-    assert 0.9 < time.monotonic() - began < 3
+    # The setting's second, and not the ten of its default.
+    assert 0.9 < time.monotonic() - began < PATIENCE
     record = refused(redis, answer, 408, "body_too_slow")
     # What the sender said that it would send.
     assert record["size"] == int(QUICKSTREAM.headers["content-length"])
@@ -781,7 +782,7 @@ def test_while_redis_hangs_everybody_is_answered_in_time_and_nothing_is_lost(ser
                     application.begin("POST", request.path, headers_of(request), request.body) for request in requests
                 ]
                 answers = [future.result(10) for future in pending]
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < PATIENCE
                 assert [answer.json["status"] for answer in answers if answer] == [*["accepted"] * 4, "held"] * 4
         finally:
             server.process.send_signal(signal.SIGCONT)
