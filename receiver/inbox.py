@@ -47,7 +47,7 @@ log = logs.get("receiver.inbox")
 MAX_BATCH = 512
 IN_FLIGHT = 2
 """Commits under way at once: while Redis writes one to its disk, the next is made ready."""
-OVERLAP_FROM = 16
+OVERLAP_FROM = 32
 """Requests that must wait for a second commit to begin beside the first: smaller batches cost more than they save."""
 MAX_BATCH_BYTES = 4 << 20
 LINGER_FROM = 200
@@ -169,6 +169,8 @@ class Inbox:
         try:
             while self._pending:
                 await self._linger()
+                # What came in this turn of the loop is company for nothing.
+                await asyncio.sleep(0)
                 if self._pending:
                     await self._commit(*self._take(), link)
         finally:

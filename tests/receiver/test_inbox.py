@@ -167,16 +167,17 @@ def test_a_second_commit_begins_beside_the_first_when_many_wait(
 ) -> None:
     async def scenario() -> None:
         async with open_inbox(tmp_path, valkey_server) as inbox:
-            gate, enqueued = asyncio.Event(), inbox._enqueued
+            gate, entered, enqueued = asyncio.Event(), asyncio.Event(), inbox._enqueued
 
             async def slowly(batch: Batch, link: Link) -> bool:
+                entered.set()
                 if batch.description.startswith("1 "):
                     await gate.wait()
                 return await enqueued(batch, link)
 
             monkeypatch.setattr(inbox, "_enqueued", slowly)
             first = asyncio.create_task(inbox.commit(envelope(b"n=0", "0")))
-            await asyncio.sleep(0)
+            await entered.wait()
             await asyncio.gather(*(inbox.commit(each) for each in numbered(module.OVERLAP_FROM, 1)))
             assert not first.done()
             gate.set()
@@ -184,6 +185,33 @@ def test_a_second_commit_begins_beside_the_first_when_many_wait(
 
     asyncio.run(scenario())
     assert sorted(len(batch) for batch in batches(redis)) == [1, module.OVERLAP_FROM]
+
+
+def test_what_comes_in_the_same_turn_goes_with_the_next_batch(
+    valkey_server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> list[str]:
+        said: list[str] = []
+        async with open_inbox(tmp_path, valkey_server) as inbox:
+            gate = asyncio.Event()
+
+            async def noted(batch: Batch, link: Link) -> bool:
+                said.append(batch.description.partition(" ")[0])
+                return await gate.wait()
+
+            monkeypatch.setattr(inbox, "_enqueued", noted)
+            waiting = [asyncio.create_task(inbox.commit(envelope()))]
+            while not said:
+                await asyncio.sleep(0)
+            waiting.append(asyncio.create_task(inbox.commit(envelope())))
+            await asyncio.sleep(0)
+            # The end of the first commit, and behind it two more requests.
+            gate.set()
+            waiting += [asyncio.create_task(inbox.commit(envelope())) for _ in range(2)]
+            await asyncio.gather(*waiting)
+        return said
+
+    assert asyncio.run(scenario()) == ["1", "3"]
 
 
 def test_a_long_queue_makes_larger_batches(redis: Redis, valkey_server: Valkey, tmp_path: Path) -> None:
