@@ -152,9 +152,9 @@ def xml(body: bytes) -> tuple[str, Fields]:
         raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     if len(root) > MAX_FIELDS:
         raise Quarantined(Reason.UNREADABLE_BODY, f"the XML has more than {MAX_FIELDS} elements")
-    children = [(child.tag, child.text or "", len(child)) for child in root]
-    pairs = [(tag, text) for tag, text, _ in children]
-    if [nested for _, _, nested in children if nested]:
+    children = list(root)
+    pairs = [(child.tag, child.text or "") for child in children]
+    if any(map(len, children)):
         _require_limits(root)
         _require_no_mixture(root)
     if "}" in "".join([tag for tag, _ in pairs]):
@@ -201,23 +201,26 @@ class Json:
         self.value = value
 
     def node(self, *path: str) -> Json:
+        return Json(self._at(path))
+
+    def _at(self, path: tuple[str, ...]) -> Any:
         value = self.value
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
-        return Json(value)
+        return value
 
     def text(self, *path: str) -> str | None:
         """Text at `path`; a number or boolean reads as its JSON text, blank text as None."""
-        value = self.node(*path).value
-        if isinstance(value, bool):
-            return "true" if value else "false"
+        value = self._at(path)
         if isinstance(value, str):
             return value.strip() or None
+        if isinstance(value, bool):
+            return "true" if value else "false"
         return str(value) if isinstance(value, int) else None
 
     def integer(self, *path: str) -> int | None:
         """Integer at `path`, of at most `MAX_DIGITS` digits; digits in a text count as well."""
-        value = self.node(*path).value
+        value = self._at(path)
         if isinstance(value, int) and not isinstance(value, bool):
             return value if abs(value) < 10**MAX_DIGITS else None
         if isinstance(value, str) and len(value) <= MAX_DIGITS and value.isascii() and value.isdigit():
@@ -225,7 +228,7 @@ class Json:
         return None
 
     def object(self, *path: str) -> dict[str, Any]:
-        value = self.node(*path).value
+        value = self._at(path)
         return value if isinstance(value, dict) else {}
 
 
