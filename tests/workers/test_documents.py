@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 
-from sqlalchemy import Engine, delete, select
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import DateTime, Engine, create_engine, delete, select
 
+from receiver.notification import utc
 from tests.workers import material
 from tests.workers.material import MOMENT, envelope, rows
 from workers.ledger.bodies import Bodies
 from workers.ledger.documents import insert_new, update_each
 from workers.ledger.payments import fold
 from workers.ledger.rows import Interpreted, notification_row, payment_row
-from workers.ledger.tables import expectations, notifications, payments
+from workers.ledger.tables import UtcTime, expectations, notifications, payments
 
 ODD = "a 'quote', a \"double\", a back\\slash, \\u0041, %s, :name, \r\n\t, \x01, \u00e9 \u4e2d \U0001f600, {} []"
 
@@ -108,3 +111,15 @@ def test_every_value_is_read_as_it_was_given(engine: Engine) -> None:
         told = connection.execute(select(notifications)).one()._asdict()
     assert read == rows
     assert told == notification | {"purged_at": None}
+
+
+@given(st.integers(0, 7_900_000_000_000_000), st.timezones())
+def test_sqlite_stores_a_time_as_sqlalchemy_does(us: int, zone: tzinfo) -> None:
+    """Its text is compared with those that are there."""
+    time = utc(us)
+    dialect = create_engine("sqlite://").dialect
+    text_of, as_ever = (kind.dialect_impl(dialect).bind_processor(dialect) for kind in (UtcTime(), DateTime()))
+    assert text_of is not None
+    assert as_ever is not None
+    assert text_of(time) == text_of(time.astimezone(zone)) == as_ever(time.replace(tzinfo=None))
+    assert text_of(None) is None

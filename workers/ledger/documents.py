@@ -8,7 +8,7 @@ neither cost, and no JSON that keeps its types: there the rows are parameters of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -89,7 +89,12 @@ def _insert_one(table: Table, names: tuple[str, ...]) -> tuple[str, str, Callabl
     take: Callable[[Values], tuple[Any, ...]] = itemgetter(*names)
     dialect = sqlite.dialect()
     processors = [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
-    needed = [(at, process) for at, process in enumerate(processors) if process is not None]
+    # Rows of one transaction share most of their times and dates. Bytes are taken as they are.
+    needed = [
+        (at, lru_cache(maxsize=64)(process))
+        for at, process in enumerate(processors)
+        if process is not None and not isinstance(table.c[names[at]].type, LargeBinary)
+    ]
 
     def values_of(row: Values) -> tuple[Any, ...]:
         values = list(take(row))
