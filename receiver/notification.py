@@ -48,7 +48,7 @@ def now_us() -> int:
 
 
 def utc(us: int) -> datetime:
-    return datetime.fromtimestamp(us // 1_000_000, UTC).replace(microsecond=us % 1_000_000)
+    return _EPOCH + timedelta(0, 0, us)
 
 
 def microseconds(moment: datetime) -> int:

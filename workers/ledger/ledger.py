@@ -131,7 +131,8 @@ class Ledger:
             recorded = Recorded()
             self._lock(connection, LOCK_TO_READ, announced(batch))
             # Always in the same order, so that two workers never wait for each other's rows crosswise.
-            rows = sorted((notification_row(item, self.bodies) for item in batch), key=_in_order_of("dedupe_key"))
+            now = datetime.now(UTC)
+            rows = sorted((notification_row(item, self.bodies, now) for item in batch), key=_in_order_of("dedupe_key"))
             inserted = {row.id for row in insert_new(connection, notifications, rows)}
             recorded.new = [item for item in batch if item.envelope.id in inserted]
             if len(inserted) < len(batch):

@@ -50,12 +50,13 @@ def key_bytes(key: str) -> bytes:
 
 def storable(text: str) -> bool:
     """Whether every database takes `text`; what is not storable cannot even be asked for."""
-    return not _NOT_STORABLE.search(text)
+    # What can be printed has none of these characters, and is what nearly all texts are.
+    return text.isprintable() or not _NOT_STORABLE.search(text)
 
 
 def cleaned(text: str) -> str:
     """`text` as every database takes it."""
-    return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text if storable(text) else _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def cut(value: str | None, length: int) -> str | None:
@@ -63,7 +64,8 @@ def cut(value: str | None, length: int) -> str | None:
     return cleaned(value[:length]) if value is not None else None
 
 
-def notification_row(item: Interpreted, bodies: Bodies) -> dict[str, Any]:
+def notification_row(item: Interpreted, bodies: Bodies, now: datetime | None = None) -> dict[str, Any]:
+    """`now` is when it is recorded, this moment when it is not given."""
     envelope = item.envelope
     return {
         "id": envelope.id,
@@ -78,18 +80,18 @@ def notification_row(item: Interpreted, bodies: Bodies) -> dict[str, Any]:
         **bodies.stored(envelope.body, envelope.id, envelope.provider, envelope.facility),
         "deliveries": 1,
         "conflicts": 0,
-        **judgement(item),
+        **judgement(item, now),
     }
 
 
-def judgement(item: Interpreted) -> dict[str, Any]:
+def judgement(item: Interpreted, now: datetime | None = None) -> dict[str, Any]:
     """The part of a notification's row that interpreting it again may change."""
     event_type = item.event.event_type if item.event else item.envelope.event_type
     return {
         "state": item.state,
         "reason": item.reason,
         "detail": cards.masked_text(cleaned(item.detail))[-_LONGEST_DETAIL:],
-        "processed_at": datetime.now(UTC),
+        "processed_at": now or datetime.now(UTC),
         "verified": item.envelope.verified,
         "event_type": cut(event_type, 120),
         "payment_id": item.payment_id,
