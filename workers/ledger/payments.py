@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,6 +37,20 @@ _DISPUTES = frozenset({Effect.DISPUTED, Effect.DISPUTE_ENDED})
 _OF_THEIR_OWN = frozenset({Effect.VOIDED, Effect.REFUNDED, Effect.DISPUTED, Effect.DISPUTE_ENDED})
 # The same, but mostly of the whole: their amount stands in where no other is known.
 _STAND_IN = frozenset({Effect.CAPTURE_DECLINED, Effect.RETURNED})
+
+# Of these fields the last event that says anything counts.
+_LAST = {
+    name: attrgetter(name)
+    for name in (
+        "surcharge",
+        "receipt_number",
+        "reference",
+        "customer_reference",
+        "card_scheme",
+        "settlement_date",
+        "token",
+    )
+}
 
 T = TypeVar("T")
 
@@ -80,11 +95,12 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
     currency, exponent = _currency(known)
     # Amounts of another currency cannot be added up with these; that there are any is a mismatch.
     counted = [event for event in known if event.currency in (None, currency)]
-    captured = _total(counted, Effect.CAPTURED, lambda event: event.total_captured)
-    refunded = _total(counted, Effect.REFUNDED, lambda event: event.total_refunded)
+    captured = _total(counted, Effect.CAPTURED, "total_captured")
+    refunded = _total(counted, Effect.REFUNDED, "total_refunded")
     amount = captured or _asked(counted)
     state, decisive = _state(known, amount, refunded)
-    reference = _last(known, lambda event: event.reference)
+    said = _together(known)
+    reference = said.reference
     if expectation is not None:
         amount = expectation.amount if amount is None else amount
         exponent = expectation.exponent if currency is None else exponent
@@ -96,16 +112,16 @@ def fold(events: Iterable[PaymentEvent], expectation: Expectation | None = None)
         amount_refunded=refunded or 0,
         currency=currency,
         exponent=exponent,
-        surcharge=_last(known, lambda event: event.surcharge),
-        receipt_number=_last(known, lambda event: event.receipt_number),
+        surcharge=said.surcharge,
+        receipt_number=said.receipt_number,
         reference=reference,
-        customer_reference=_last(known, lambda event: event.customer_reference),
-        card_scheme=_last(known, lambda event: event.card_scheme),
+        customer_reference=said.customer_reference,
+        card_scheme=said.card_scheme,
         response_code=decisive.response_code,
         response_description=decisive.response_description,
         summary_code=decisive.summary_code,
         soft_decline=decisive.soft_decline,
-        settlement_date=_last(known, lambda event: event.settlement_date),
+        settlement_date=said.settlement_date,
         occurred_at=decisive.occurred_at,
         custom={name: value for event in known for name, value in event.custom.items()},
         differs=_differences(known, amount, currency, exponent, expectation),
@@ -116,11 +132,12 @@ def expectation_key(events: Iterable[PaymentEvent]) -> str | None:
     """The key of the expectation that the payment of `events` belongs to: by its token where the sender has tokens,
     else by its reference. None where it has neither."""
     known = _known(events)
-    token = _last(known, lambda event: event.token)
-    if token is not None:
-        return token_key(token)
-    reference = _last(known, lambda event: event.reference)
-    return reference_key(reference) if reference is not None else None
+    if not known:
+        return None
+    said = _together(known)
+    if said.token is not None:
+        return token_key(said.token)
+    return reference_key(said.reference) if said.reference is not None else None
 
 
 def token_key(token: str) -> str:
@@ -135,6 +152,13 @@ def _known(events: Iterable[PaymentEvent]) -> list[PaymentEvent]:
     """What says anything of the payment, in the one order that depends on nothing but the events."""
     known = [event for event in events if event.effect is not Effect.NONE]
     return sorted(known, key=_order) if len(known) > 1 else known
+
+
+def _together(known: Sequence[PaymentEvent]) -> PaymentEvent:
+    """One event that has of each field in `_LAST` what the last of `known` says that says anything of it."""
+    if len(known) == 1:
+        return known[0]
+    return msgspec.structs.replace(known[-1], **{name: _last(known, said) for name, said in _LAST.items()})
 
 
 def _order(event: PaymentEvent) -> tuple[datetime, int, bytes]:
@@ -205,13 +229,20 @@ def _voids_all(void: PaymentEvent) -> bool:
     return void.total_voided is None or void.total_authorised is None or void.total_voided >= void.total_authorised
 
 
-def _total(known: Sequence[PaymentEvent], effect: Effect, stated: Callable[[PaymentEvent], int | None]) -> int | None:
-    """Each action counts once; where the sender states a running total, the largest one seen counts too."""
-    amounts = {event.action_id: event.amount for event in known if event.effect is effect and event.amount is not None}
-    totals = [total for event in known if (total := stated(event)) is not None]
+def _total(known: Sequence[PaymentEvent], effect: Effect, stated: str) -> int | None:
+    """Each action counts once; where the sender states a running total, in the field `stated`, the largest one seen
+    counts too."""
+    amounts: dict[str | None, int] = {}
+    totals: list[int] = []
+    for event in known:
+        if event.effect is effect and event.amount is not None:
+            amounts[event.action_id] = event.amount
+        total = getattr(event, stated)
+        if total is not None:
+            totals.append(total)
     if amounts:
         totals.append(sum(amounts.values()))
-    return max(totals, default=None)
+    return max(totals) if totals else None
 
 
 def _asked(known: Sequence[PaymentEvent]) -> int | None:
@@ -226,10 +257,15 @@ def _asked(known: Sequence[PaymentEvent]) -> int | None:
 
 def _currency(known: Sequence[PaymentEvent]) -> tuple[str | None, int]:
     """The currency, and the decimals of the amounts. A dispute may be in the cardholder's own currency."""
-    named = [event for event in known if event.currency is not None]
-    asked = [event for event in named if event.effect not in _OF_THEIR_OWN]
+    last = None
+    for event in reversed(known):
+        if event.currency is None:
+            continue
+        if event.effect not in _OF_THEIR_OWN:
+            return event.currency, event.exponent
+        last = last or event
     # An event without a currency knows no exponent either.
-    last = (asked or named or known)[-1]
+    last = last or known[-1]
     return last.currency, last.exponent
 
 
