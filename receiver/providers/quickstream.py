@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -45,6 +46,11 @@ EFFECTS = {"0": Effect.CAPTURED, "1": Effect.DECLINED, "2": Effect.PENDING, "3":
 CARD_SOFT_DECLINES = soft_declines("quickstream_card")
 BANK_SOFT_DECLINES = soft_declines("quickstream_bank")
 
+# What is longer is no time, whatever it begins with. Readings are remembered, for texts of no more than that: many
+# notifications name the same second, and nearly all of a day the same date of settlement.
+_LONGEST_TIME = 32
+_REMEMBERED = 512
+
 # What makes two deliveries of one receipt say the same.
 _CONTENT = (
     "summaryCode",
@@ -72,6 +78,10 @@ _CORE = frozenset(
 # What tells payments apart: of two, even of two that say the same, another program may read another one.
 _ONCE = ("receiptNumber", "communityCode")
 _BELIEVED = ("receiptNumber", "communityCode", "supplierBusinessCode", "summaryCode", "successFlag", "surchargeAmount")
+_TOLD = (
+    *("receiptNumber", "supplierBusinessCode", "paymentReference", "customerReferenceNumber", "cardScheme"),
+    *("responseCode", "responseDescription", "summaryCode", "createdDateTime", "settlementDate"),
+)
 _IDENTIFIERS = ("receiptNumber", "communityCode", "paymentAmount", "surchargeAmount")
 # A row of the settlement file is kept with this header. `kept_headers` has no such name, so that no request brings it.
 ROW_HEADER = "community-code"
@@ -112,7 +122,7 @@ def identify(message: Message, endpoint: QuickStreamEndpoint) -> Identity:
 
         return quickstream_settlement.identify(message, endpoint)
     fields = _read(message)
-    return Identity(_believed(fields, endpoint), "payment", digest(*fields.texts(_CONTENT)))
+    return Identity(_believed(fields, endpoint)[0], "payment", digest(*fields.texts(_CONTENT)))
 
 
 def identifiers(message: Message, endpoint: QuickStreamEndpoint) -> list[str]:
@@ -130,29 +140,27 @@ def interpret(message: Message, endpoint: QuickStreamEndpoint) -> PaymentEvent:
 
         return quickstream_settlement.interpret(message, endpoint)
     fields = _read(message)
-    payment_id = _believed(fields, endpoint)
-    scheme = fields.get("cardScheme")
-    code, summary = fields.get("responseCode"), fields.get("summaryCode")
-    surcharge = fields.get("surchargeAmount")
-    created_at, flags = _created_at(fields.get("createdDateTime"))
-    settles_on = _settlement_date(fields.get("settlementDate"))
-    if settles_on is None and fields.get("settlementDate"):
+    payment_id, amount, surcharge = _believed(fields, endpoint)
+    receipt, business, reference, customer, scheme, code, description, summary, created, settles = fields.texts(_TOLD)
+    created_at, flags = _created_at(created[:_LONGEST_TIME])
+    settles_on = _settlement_date(settles[:_LONGEST_TIME])
+    if settles_on is None and settles:
         flags = (*flags, "settlement_date_unreadable")
     return PaymentEvent(
         event_type="payment",
         effect=EFFECTS[summary],
         payment_id=payment_id,
-        receipt_number=fields.get("receiptNumber"),
+        receipt_number=receipt,
         occurred_at=created_at,
-        amount=minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount"),
-        surcharge=minor_from_text(surcharge, 2, "surchargeAmount") if surcharge else None,
+        amount=amount,
+        surcharge=surcharge,
         currency=endpoint.currency,
-        reference=fields.get("paymentReference") or None,
-        customer_reference=fields.get("customerReferenceNumber") or None,
-        merchant=fields.get("supplierBusinessCode"),
+        reference=reference or None,
+        customer_reference=customer or None,
+        merchant=business,
         card_scheme=scheme or None,
         response_code=code or None,
-        response_description=fields.get("responseDescription") or None,
+        response_description=description or None,
         summary_code=summary,
         soft_decline=soft_decline(code, by_card=bool(scheme), effect=EFFECTS[summary]),
         settlement_date=settles_on,
@@ -181,15 +189,15 @@ def _read(message: Message) -> Fields:
     raise Quarantined(Reason.UNREADABLE_BODY, "the content type is neither a form nor XML")
 
 
-def _believed(fields: Fields, endpoint: QuickStreamEndpoint) -> str:
-    """The payment's id. Raises `Quarantined` unless this is a payment of this endpoint's business that does not
-    contradict itself."""
+def _believed(fields: Fields, endpoint: QuickStreamEndpoint) -> tuple[str, int, int | None]:
+    """The payment's id, its amount and the surcharge in it, in minor units. Raises `Quarantined` unless this is a
+    payment of this endpoint's business that does not contradict itself."""
     for name in fields.repeated:
         if name in _ONCE:
             raise Quarantined(Reason.CONTRADICTORY_FIELDS, f"{name} occurs more than once")
         if name in _CORE:
             fields.get(name)  # raises for two different values
-    receipt, community, business, summary, success, surcharge = fields.texts(_BELIEVED)
+    receipt, community, business, summary, success, charged = fields.texts(_BELIEVED)
     if not receipt:
         # Registrations are notified too, with fields that no page confirms.
         raise Quarantined(Reason.UNKNOWN_DOCUMENT, "receiptNumber is missing: not a payment")
@@ -205,10 +213,11 @@ def _believed(fields: Fields, endpoint: QuickStreamEndpoint) -> str:
     if success and success.lower() != ("true" if summary == "0" else "false"):
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "successFlag and summaryCode disagree")
     amount = minor_from_text(fields.need("paymentAmount"), 2, "paymentAmount")
-    if amount < 0 or (surcharge and minor_from_text(surcharge, 2, "surchargeAmount") < 0):
+    surcharge = minor_from_text(charged, 2, "surchargeAmount") if charged else None
+    if amount < 0 or (surcharge is not None and surcharge < 0):
         # Only refunds in the Cash Applied File are negative; a notification of one is nowhere described.
         raise Quarantined(Reason.CONTRADICTORY_FIELDS, "an amount is negative")
-    return payment_id
+    return payment_id, amount, surcharge
 
 
 def payment_id_of(fields: Fields) -> str:
@@ -218,6 +227,7 @@ def payment_id_of(fields: Fields) -> str:
     return f"{community}:{receipt}" if community else receipt
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _created_at(text: str) -> tuple[datetime | None, tuple[str, ...]]:
     """``10 Jan 2017 01:11:31`` in Sydney, as UTC. An unreadable date never loses the payment: it only raises a flag."""
     if not text:
@@ -236,6 +246,7 @@ def _created_at(text: str) -> tuple[datetime | None, tuple[str, ...]]:
     return created_at, ("created_time_ambiguous",) if unclear else ()
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _settlement_date(text: str) -> date | None:
     match = _SETTLEMENT.fullmatch(text)
     try:
