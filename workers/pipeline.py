@@ -6,6 +6,7 @@ The same steps run for a replay, from the stored raw bytes, with today's code.
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -216,11 +217,13 @@ def _unknown_endpoint(envelope: Envelope) -> Interpreted:
 
 def report(recorded: Recorded) -> None:
     """Counts and logs what a transaction did, after it was committed."""
+    for labels, count in Counter(
+        (item.envelope.provider, item.envelope.facility, item.state) for item in recorded.new
+    ).items():
+        metrics.RECORDED.labels(*labels).inc(count)
     for item in recorded.new:
-        envelope = item.envelope
-        metrics.RECORDED.labels(envelope.provider, envelope.facility, item.state).inc()
         if item.state == "failed":
-            log.error("notification_failed", id=envelope.id, provider=envelope.provider, reason=item.reason)
+            log.error("notification_failed", id=item.envelope.id, provider=item.envelope.provider, reason=item.reason)
     for envelope in recorded.duplicates:
         metrics.REPEATED.labels(envelope.provider, envelope.facility, "duplicate").inc()
     for envelope in recorded.conflicts:
