@@ -96,11 +96,11 @@ def work(config: options.Config = None) -> None:
     require_schema(settings)
     from workers.runner import work as run
 
+    _spare_the_collector()
     run(settings)
 
 
 def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bool) -> None:
-    import gc
     import signal
     import socket
 
@@ -132,14 +132,20 @@ def _run_server(path: Path, settings: Settings, fd: int | None, socket_stays: bo
         signal.signal(number, lambda *_: None)
     # Done between two turns of the event loop: a signal may come while a lock is held that the reload takes as well.
     signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
-    # What is there now stays: the collector need not look at it again after every few hundred requests.
-    gc.collect()
-    gc.freeze()
-    # Nor at the requests under way, again and again: nearly all that they leave goes without it.
-    gc.set_threshold(50_000)
+    _spare_the_collector()
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(1)
+
+
+def _spare_the_collector() -> None:
+    import gc
+
+    # What is there now stays: the collector need not look at it again after every few hundred requests.
+    gc.collect()
+    gc.freeze()
+    # Nor at what is in hand, again and again: nearly all that requests and batches leave goes without it.
+    gc.set_threshold(50_000)
 
 
 def _reload(application: Application, path: Path) -> None:
