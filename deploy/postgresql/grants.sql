@@ -19,9 +19,9 @@ GRANT INSERT, UPDATE, DELETE ON alarms, alarm_messages, alarm_watch TO postback_
 -- makes notifications and payments, and a preview of a replay is the replay itself, rolled back. It registers nothing,
 -- purges nothing and deletes no notification.
 GRANT INSERT, UPDATE ON replays, replay_items, reconciliations, findings TO postback_console;
--- Hashes of operators' own passwords are the console's alone.
-REVOKE SELECT ON operator_passwords FROM postback_worker;
-GRANT INSERT, UPDATE ON operator_passwords TO postback_console;
+-- Hashes of operators' own passwords, and their second factors, are the console's alone.
+REVOKE SELECT ON operator_passwords, second_factors FROM postback_worker;
+GRANT INSERT, UPDATE ON operator_passwords, second_factors TO postback_console;
 GRANT INSERT ON idempotency_keys, audit, repeats TO postback_console;
 GRANT INSERT, DELETE ON resolutions, ended_sessions TO postback_console;
 GRANT INSERT, UPDATE ON notifications TO postback_console;

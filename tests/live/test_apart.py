@@ -317,6 +317,8 @@ def test_no_role_rewrites_history_or_the_schema(apart: Apart, role: str, stateme
         "DELETE FROM repeats",
         "DELETE FROM browser_returns",
         "UPDATE idempotency_keys SET key = 'x'",
+        "DELETE FROM operator_passwords",
+        "DELETE FROM second_factors",
     ],
 )
 def test_the_console_registers_and_purges_nothing(apart: Apart, statement: str) -> None:
@@ -326,7 +328,9 @@ def test_the_console_registers_and_purges_nothing(apart: Apart, statement: str) 
 @pytest.mark.parametrize(
     "statement",
     ["SELECT sealed FROM operator_passwords", "INSERT INTO operator_passwords VALUES ('ops', '')",
-     "UPDATE operator_passwords SET sealed = ''", "DELETE FROM operator_passwords"],
+     "UPDATE operator_passwords SET sealed = ''", "DELETE FROM operator_passwords",
+     "SELECT sealed FROM second_factors", "INSERT INTO second_factors VALUES ('ops', '', 0)",
+     "UPDATE second_factors SET last_step = 0", "DELETE FROM second_factors"],
 )  # fmt: skip
 def test_the_worker_knows_nothing_of_operators_passwords(apart: Apart, statement: str) -> None:
     assert "permission denied" in forbidden(apart, "worker", statement)

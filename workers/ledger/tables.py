@@ -297,6 +297,16 @@ operator_passwords = Table(
 )
 """Passwords that operators have chosen themselves; see `workers.console.chosen`. The worker may not read them."""
 
+second_factors = Table(
+    "second_factors",
+    metadata,
+    Column("name", keyed(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+)
+"""Devices that operators have enrolled; see `workers.console.factors`. The worker may not read them. `last_step` is
+that of the last one-time password that counted."""
+
 browser_returns = Table(
     "browser_returns",
     metadata,
