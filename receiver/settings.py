@@ -123,6 +123,8 @@ class Console(_Section, frozen=True):
     """Of a settlement file that an operator gives; a million rows have some 200 MB."""
     breached_passwords: Path | None = None
     """A sorted list of SHA-1 digests; no operator may choose a password that is on it."""
+    second_factor: Literal["optional", "required"] = "optional"
+    """Whether operators who sign in with a password must enrol a device for one-time codes before they do anything."""
 
 
 class Work(_Section, frozen=True):

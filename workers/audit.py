@@ -47,6 +47,10 @@ class Action(StrEnum):
     SIGN_IN_REFUSED = "sign_in_refused"
     SIGNED_OUT = "signed_out"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 (a word, no password)
+    SECOND_FACTOR_SET = "second_factor_set"
+    SECOND_FACTOR_REFUSED = "second_factor_refused"
+    SECOND_FACTOR_TAKEN_OFF = "second_factor_taken_off"
+    RECOVERY_CODE_USED = "recovery_code_used"
     REPLAY_CREATED = "replay_created"
     REPLAY_APPROVED = "replay_approved"
     REPLAY_PAUSED = "replay_paused"

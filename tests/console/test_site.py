@@ -16,7 +16,7 @@ from workers.console import headers
 from workers.console.site import LARGEST_FORM, own_path
 from workers.ledger import queries
 
-OPEN = {"/livez", "/readyz", "/metrics", "/healthz", "/static/{name}", "/sign-in"}
+OPEN = {"/livez", "/readyz", "/metrics", "/healthz", "/static/{name}", "/sign-in", "/sign-in/code"}
 
 
 def routes(browser: Browser) -> list[Route]:
@@ -52,6 +52,8 @@ def test_the_secrets_of_these_tests_are_looked_out_for(settings: Settings) -> No
 NEEDS = {
     ("POST", "/sign-out"): "viewer",
     ("POST", "/password"): "viewer",
+    ("POST", "/second-factor"): "viewer",
+    ("POST", "/second-factor/off"): "viewer",
     ("POST", "/notifications/export"): "viewer",
     ("POST", "/alarms/acknowledge"): "operator",
     ("POST", "/attention/settle"): "operator",
@@ -71,7 +73,7 @@ def test_every_form_needs_its_role(
     browser: Browser, settings: Settings, logged: list[MutableMapping[str, Any]]
 ) -> None:
     forms = {("POST", route.path) for route in routes(browser) if "POST" in (route.methods or ())}
-    assert forms - {("POST", "/sign-in")} == {each for each in NEEDS if each[0] == "POST"}
+    assert forms - {("POST", "/sign-in"), ("POST", "/sign-in/code")} == {each for each in NEEDS if each[0] == "POST"}
     for name, role in (("vera", Role.VIEWER), ("oscar", Role.OPERATOR)):
         asking = Browser(settings)
         asking.sign_in(name)
@@ -91,7 +93,7 @@ def test_every_form_needs_the_token_of_its_session(
     other = Browser(settings)
     other.sign_in()
     browser.sign_in()
-    forms = [route.path for route in routes(browser) if "POST" in (route.methods or ()) and route.path != "/sign-in"]
+    forms = [route.path for route in routes(browser) if "POST" in (route.methods or ()) and route.path not in OPEN]
     assert "/sign-out" in forms
     for path in forms:
         for token in ("", "x", "\N{SNOWMAN}", "x" * 200, other.token(), browser.site.sessions.form_token("visit:x")):

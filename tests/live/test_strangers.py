@@ -48,6 +48,8 @@ ROUTES = {
             "/sign-in",
             "/sign-out",
             "/password",
+            "/sign-in/code",
+            "/second-factor",
             "/static/console.css",
             "/static/..",
             "/api",

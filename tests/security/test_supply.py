@@ -20,7 +20,7 @@ ENTRY = re.compile(
 PINNED = {name: version for name, version, _ in ENTRY.findall(LOCK)}
 TRACED = {name: version for name, version, _ in ENTRY.findall(WITH_TRACES)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("argon2", "encrypt", "postgres")
+EXTRAS = ("argon2", "encrypt", "postgres", "qr")
 
 
 def wanted() -> list[str]:

@@ -55,6 +55,7 @@ WRONG: dict[str, Any] = {
     "console.session_hours": 0,
     "console.max_upload": "0B",
     "console.breached_passwords": "nowhere",
+    "console.second_factor": "sometimes",
     "queue.redis_url": "",
     "queue.durability": "lax",
     "queue.replicas": 1,

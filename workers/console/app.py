@@ -30,7 +30,8 @@ from workers.console import monitoring, pages
 from workers.console.activity import Activity
 from workers.console.api import routes as api
 from workers.console.chosen import ChosenPasswords
-from workers.console.guessing import Guesses
+from workers.console.factors import SecondFactors
+from workers.console.guessing import Guesses, codes_of
 from workers.console.headers import Guard
 from workers.console.health import Health
 from workers.console.latest import Latest
@@ -65,10 +66,14 @@ def build(settings: Settings) -> ASGIApp:
         settings=settings,
         engine=engine,
         redis=redis,
-        operators=Operators(settings, ChosenPasswords(engine, settings.security.seal_keys)),
+        operators=Operators(
+            settings,
+            ChosenPasswords(engine, settings.security.seal_keys),
+            SecondFactors(engine, settings.security.seal_keys),
+        ),
         sessions=Sessions(settings.security.seal_keys, console.idle_minutes * 60, console.session_hours * 3600),
         ended=Ended(engine),
-        guesses=Guesses(operator.name for operator in settings.security.operators),
+        guesses=Guesses(name for each in settings.security.operators for name in (each.name, codes_of(each.name))),
         proxies=TrustedProxies(networks(console.trusted_proxies, "console.trusted_proxies")),
         audit=audit,
         attention=Attention(engine, audit),

@@ -32,8 +32,8 @@ from workers.ledger.tables import second_factors
 RECOVERY_CODES = 10
 LONGEST = 64
 """Characters of a code that is looked at."""
-_RECOVERY = 10
-"""Bytes of a recovery code: 80 bits, 16 characters."""
+_RECOVERY = 15
+"""Bytes of a recovery code: 120 bits, 24 characters."""
 _NONCE = 16
 
 
@@ -47,7 +47,7 @@ class Factor(msgspec.Struct, frozen=True):
     nonce: bytes = b""
     hidden: bytes = b""
     recovery: tuple[str, ...] = ()
-    """Digests of the recovery codes that were not used. A slow hash is not needed: there are 80 random bits to guess,
+    """Digests of the recovery codes that were not used. A slow hash is not needed: there are 120 random bits to guess,
     and nothing that a person has chosen."""
 
 

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
 from receiver.source import Address, neighbourhood
@@ -51,7 +52,7 @@ class _Record:
 
 class Guesses:
     def __init__(self, names: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
-        """`names` are those of the operators."""
+        """`names` are those of the operators, and what `codes_of` makes of them."""
         self._clock = clock
         self._lock = threading.Lock()
         self._operators = {name.lower(): _Record() for name in names}
@@ -117,3 +118,14 @@ def _recalled(records: OrderedDict[K, _Record], key: K) -> _Record:
     if len(records) > REMEMBERED:
         records.popitem(last=False)
     return record
+
+
+def codes_of(name: str) -> str:
+    """As whose name tries at an operator's codes count: apart from those at his password, as else whoever knows that
+    had a new start with every use of it. No operator's name has a blank."""
+    return f"{name} code"
+
+
+def wait(seconds: float) -> str:
+    """How long somebody has to wait, in words."""
+    return f"{ceil(seconds)} seconds" if seconds < 120 else f"{ceil(seconds / 60)} minutes"

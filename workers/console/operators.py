@@ -10,6 +10,7 @@ from receiver.settings import Role, Settings
 from receiver.signing import Secret, digest
 from workers.console import passwords
 from workers.console.chosen import ChosenPasswords
+from workers.console.factors import SecondFactors
 
 log = logs.get("workers.console.operators")
 
@@ -21,17 +22,20 @@ class Operator:
     name: str
     role: Role
     password_hash: Secret | None
+    device: str = ""
+    """Names the enrolment of his second factor; "" for one who has none."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the password: a session that was opened with another one ends."""
-        return digest(self.name.encode(), self.password_hash.reveal() if self.password_hash else b"")[:16]
+        """Changes with the password and with the second factor: a session that was opened with others ends."""
+        password = self.password_hash.reveal() if self.password_hash else b""
+        return digest(self.name.encode(), password, *([self.device.encode()] if self.device else []))[:16]
 
 
 class Operators:
-    def __init__(self, settings: Settings, chosen: ChosenPasswords) -> None:
+    def __init__(self, settings: Settings, chosen: ChosenPasswords, factors: SecondFactors) -> None:
         """Raises `ConfigurationError` for a hash that cannot be used."""
-        self.chosen = chosen
+        self.chosen, self.factors = chosen, factors
         self._configured: dict[str, Operator] = {}
         for index, entry in enumerate(settings.security.operators):
             if entry.password_hash is not None:
@@ -53,22 +57,28 @@ class Operators:
         return self._configured.get(name.lower())
 
     def named(self, name: str) -> Operator | None:
-        """The operator, with the password that counts now. For somebody who is signed in already: while it cannot be
-        known, as the ledger is away from the start, the configuration's counts; there is nothing to see then."""
+        """The operator, with the password and the device that count now. For somebody who is signed in already: while
+        they cannot be known, as the ledger is away from the start, the configuration's password counts; there is
+        nothing to see then."""
         operator = self.configured(name)
         if operator is None or operator.password_hash is None:
             return operator
         try:
-            return replace(operator, password_hash=self.chosen.current(name, operator.password_hash))
+            return replace(
+                operator,
+                password_hash=self.chosen.current(name, operator.password_hash),
+                device=self.factors.device(name),
+            )
         except LedgerAway:
             return operator
         except SealBroken:
             return replace(operator, password_hash=None)
 
     def proven(self, name: str, password: str) -> Operator | None:
-        """The operator with this name and password. Takes a quarter of a second of a processor on purpose.
+        """The operator with this name and password, and the device that he has to show a code of as well. Takes a
+        quarter of a second of a processor on purpose.
 
-        Raises `LedgerAway` while it cannot be known which password counts, whoever asks.
+        Raises `LedgerAway` while it cannot be known which password and device count, whoever asks.
         """
         operator = self.configured(name)
         known = operator.password_hash if operator else None
@@ -77,5 +87,15 @@ class Operators:
         except SealBroken:
             log.error("password_seal_unfit", operator=operator.name if operator else "")
             stored, known = self._stand_in, None
+        device = self._device(name)
         right = passwords.verify(password, stored.reveal().decode())
-        return replace(operator, password_hash=stored) if right and operator and known is not None else None
+        if not right or operator is None or known is None or device is None:
+            return None
+        return replace(operator, password_hash=stored, device=device)
+
+    def _device(self, name: str) -> str | None:
+        try:
+            return self.factors.device(name)
+        except SealBroken:
+            log.error("second_factor_seal_unfit", operator=name.lower())
+            return None

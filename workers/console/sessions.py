@@ -18,7 +18,7 @@ from itsdangerous import BadData, Signer, URLSafeSerializer
 from sqlalchemy import Engine
 
 from receiver.errors import LedgerAway
-from receiver.signing import Secret
+from receiver.signing import Secret, digest
 from workers.console.operators import Operator
 from workers.ledger import queries, sessions
 
@@ -50,6 +50,7 @@ class Sessions:
         revealed = [key.reveal() for key in keys]
         self._cookies = URLSafeSerializer(revealed, salt="postback.console.session", signer_kwargs=options)
         self._forms = Signer(revealed, salt="postback.console.form", **options)
+        self._tickets = URLSafeSerializer(revealed, salt="postback.console.ticket", signer_kwargs=options)
         self._idle, self._longest, self._clock = idle, longest, clock
 
     def begin(self, operator: Operator, via: Via) -> Session:
@@ -81,6 +82,23 @@ class Sessions:
     def expires(self, session: Session) -> int:
         """When a copy of its cookie is worth nothing any more, in seconds since 1970."""
         return session.began + self._longest
+
+    def ticket(self, use: str, bound: str, value: Sequence[str]) -> str:
+        """What a page gives its form to send back, so that the next step knows what the one before has found. For one
+        use, and for whoever `bound` names: a visit or a session."""
+        text: str = self._tickets.dumps([use, digest(bound), int(self._clock()), *value])
+        return text
+
+    def opened(self, ticket: str, use: str, bound: str, lasts: int) -> list[str] | None:
+        """The value of a ticket; None for one that is not ours, not for this, or older than `lasts` seconds."""
+        if len(ticket) > _LONGEST_COOKIE:
+            return None
+        try:
+            for_, whose, made, *value = self._tickets.loads(ticket)
+        except (BadData, ValueError):
+            return None
+        fits = (for_, whose) == (use, digest(bound)) and -_CLOCKS_DIFFER <= self._clock() - made <= lasts
+        return value if fits else None
 
     def form_token(self, id_: str) -> str:
         """What a form must send back, for a session or for a visit that is not signed in yet."""

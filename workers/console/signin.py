@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from math import ceil
@@ -17,9 +18,11 @@ from starlette.routing import Route
 from receiver import logs
 from receiver.errors import LedgerAway
 from receiver.settings import Role
+from receiver.source import Address
 from workers.audit import Action, Actor
+from workers.console import confirming
 from workers.console import site as pages
-from workers.console.guessing import TooManyTries
+from workers.console.guessing import TooManyTries, codes_of, wait
 from workers.console.operators import Operator
 from workers.console.passwords import LONGEST
 from workers.console.site import Site, Trouble, Visit
@@ -27,7 +30,10 @@ from workers.ledger.database import away_when_it_fails
 
 log = logs.get("workers.console.signin")
 
+CODE_WITHIN = 300
+"""Seconds after the password within which the code of a second factor must come."""
 _AT_ONCE = 2
+_TOO_OLD = "The form was too old. Please try again."
 _WAITING = 16
 """A try takes a quarter of a second of a processor: a flood of them must not keep anybody else from working."""
 
@@ -42,7 +48,8 @@ class Door:
         return [
             Route("/sign-in", self.ask, methods=["GET"]),
             Route("/sign-in", self.enter, methods=["POST"]),
-            pages.form("/sign-out", leave, Role.VIEWER),
+            Route("/sign-in/code", second, methods=["POST"]),
+            pages.form("/sign-out", leave, Role.VIEWER, enrolling=True),
         ]
 
     async def ask(self, request: Request) -> Response:
@@ -53,17 +60,14 @@ class Door:
         fields = await pages.read_form(request)
         name, password, wish, token = (fields.get(field, [""])[0] for field in ("name", "password", "next", "token"))
         wish = pages.own_path(wish)
-        visit = request.cookies.get(site.visit_cookie, "")
-        if not visit or not site.sessions.proves(token, f"visit:{visit}"):
-            return _form(request, wish, "The form was too old. Please try again.", 403, name)
+        visit = _visit(request, token)
+        if visit is None:
+            return _form(request, wish, _TOO_OLD, 403, name)
         address = pages.client(request)
         try:
             site.guesses.attempt(name, address)
         except TooManyTries as error:
-            log.warning("sign_in_locked", source=str(address))
-            response = _form(request, wish, f"Too many tries. Wait {_wait(error.seconds)}, then try again.", 429, name)
-            response.headers["retry-after"] = str(ceil(error.seconds))
-            return response
+            return _held_up(error, address, lambda said: _form(request, wish, said, 429, name))
         operator = await self._proven(site, name, password)
         if operator is None:
             # Without the name: people type their password there.
@@ -75,6 +79,9 @@ class Door:
                 response.background = BackgroundTask(_record, site, actor, Action.SIGN_IN_REFUSED)
             return response
         site.guesses.succeeded(name, address)
+        if operator.device:
+            proof = site.sessions.ticket("code", visit, (operator.name, operator.fingerprint))
+            return _code_form(request, visit, proof, wish)
         await run_in_threadpool(_entered, site, Actor(operator.name, str(address)))
         return _welcome(site, operator, wish, str(address))
 
@@ -87,6 +94,44 @@ class Door:
             return None
         async with self._limiter:
             return await run_in_threadpool(site.operators.proven, name, password)
+
+
+async def second(request: Request) -> Response:
+    """The second step, for an operator who has enrolled a device: the page before has proven his password."""
+    site: Site = request.app.state.site
+    fields = await pages.read_form(request)
+    code, proof, wish, token = (fields.get(field, [""])[0] for field in ("code", "proof", "next", "token"))
+    wish = pages.own_path(wish)
+    visit = _visit(request, token)
+    proven = visit and site.sessions.opened(proof, "code", visit, CODE_WITHIN)
+    operator = await run_in_threadpool(site.operators.named, proven[0]) if proven else None
+    if not visit or not proven or operator is None or not operator.device or operator.fingerprint != proven[1]:
+        return _form(request, wish, _TOO_OLD, 403)
+    address = pages.client(request)
+    try:
+        site.guesses.attempt(codes_of(operator.name), address)
+    except TooManyTries as error:
+        return _held_up(error, address, lambda said: _code_form(request, visit, proof, wish, said, 429))
+    if not await run_in_threadpool(_taken, site, Actor(operator.name, str(address)), code):
+        log.warning("second_factor_refused", operator=operator.name, source=str(address))
+        return _code_form(request, visit, proof, wish, "The code is not right, or was used before.", 403)
+    site.guesses.succeeded(codes_of(operator.name), address)
+    return _welcome(site, operator, wish, str(address))
+
+
+def _taken(site: Site, actor: Actor, code: str) -> bool:
+    """Whether a code counts; the audit trail has it either way. Raises `LedgerAway`: it is noted that a code was used,
+    or nobody gets in by it."""
+    with away_when_it_fails(), site.engine.begin() as connection:
+        found = confirming.take(site, connection, actor, code)
+        if found is None:
+            site.audit.add(connection, actor, Action.SECOND_FACTOR_REFUSED, actor.name)
+            return False
+        site.audit.add(connection, actor, Action.SIGNED_IN)
+    confirming.tell(found, actor)
+    with suppress(LedgerAway):
+        site.operators.chosen.renew(actor.name)
+    return True
 
 
 def _entered(site: Site, actor: Actor) -> None:
@@ -138,6 +183,28 @@ def _record(site: Site, actor: Actor, action: Action) -> None:
         site.audit.add(connection, actor, action)
 
 
+def _visit(request: Request, token: str) -> str | None:
+    """The visit that a form proves to be sent from."""
+    site: Site = request.app.state.site
+    visit = request.cookies.get(site.visit_cookie, "")
+    return visit if visit and site.sessions.proves(token, f"visit:{visit}") else None
+
+
+def _held_up(error: TooManyTries, address: Address, form: Callable[[str], Response]) -> Response:
+    log.warning("sign_in_locked", source=str(address))
+    response = form(f"Too many tries. Wait {wait(error.seconds)}, then try again.")
+    response.headers["retry-after"] = str(ceil(error.seconds))
+    return response
+
+
+def _code_form(request: Request, visit: str, proof: str, wish: str, message: str = "", status: int = 200) -> Response:
+    site: Site = request.app.state.site
+    token = site.sessions.form_token(f"visit:{visit}")
+    return site.renderer.page(
+        "sign_in_code.html", status, visit=None, message=message, token=token, proof=proof, next=wish
+    )
+
+
 def _form(request: Request, wish: str, message: str = "", status: int = 200, name: str = "") -> Response:
     """With a token for this visit: nobody can sign another's browser in to an account of his own."""
     site: Site = request.app.state.site
@@ -156,7 +223,3 @@ def _form(request: Request, wish: str, message: str = "", status: int = 200, nam
     if visit != known:
         pages.set_cookie(site, response, site.visit_cookie, visit)
     return response
-
-
-def _wait(seconds: float) -> str:
-    return f"{ceil(seconds)} seconds" if seconds < 120 else f"{ceil(seconds / 60)} minutes"

@@ -116,6 +116,12 @@ class Visit:
     def token(self) -> str:
         return self.site.sessions.form_token(self.session.id)
 
+    @property
+    def must_enrol(self) -> bool:
+        """Whether he may do nothing before he has a second factor. A proxy that signs operators in asks for its own."""
+        required = self.site.settings.console.second_factor == "required"
+        return required and self.session.via == "password" and not self.operator.device
+
     def may(self, role: str) -> bool:
         return self.operator.role.includes(Role(role))
 
@@ -146,35 +152,40 @@ class Visit:
 Handler = Callable[[Visit], Response]
 
 
-def page(path: str, handler: Handler, role: Role = Role.VIEWER) -> Route:
-    """A page to look at: GET changes nothing."""
+def page(path: str, handler: Handler, role: Role = Role.VIEWER, enrolling: bool = False) -> Route:
+    """A page to look at: GET changes nothing. `enrolling` says that it serves to set up a second factor, so that it is
+    there for operators who must have one and do not yet."""
 
     async def endpoint(request: Request) -> Response:
         visit = await run_in_threadpool(identified, request)
         if visit is None:
             return redirect(f"/sign-in?next={quote(_wish(request), safe='')}")
-        return await answer(require_permitted(request, visit, role), handler)
+        if visit.must_enrol and not enrolling:
+            return redirect("/second-factor")
+        return await answer(require_permitted(request, visit, role, enrolling), handler)
 
     return Route(path, endpoint, methods=["GET"], name=handler.__name__)
 
 
-def form(path: str, handler: Handler, role: Role) -> Route:
-    """A form that does something: POST, with a token of this session."""
+def form(path: str, handler: Handler, role: Role, enrolling: bool = False) -> Route:
+    """A form that does something: POST, with a token of this session. `enrolling` as for `page`."""
 
     async def endpoint(request: Request) -> Response:
         fields = await read_form(request)
-        visit = require_permitted(request, await run_in_threadpool(identified, request), role)
+        visit = require_permitted(request, await run_in_threadpool(identified, request), role, enrolling)
         visit.take(fields)
         return await answer(visit, handler)
 
     return Route(path, endpoint, methods=["POST"], name=handler.__name__)
 
 
-def require_permitted(request: Request, visit: Visit | None, role: Role) -> Visit:
-    """Raises `Trouble` for somebody who is not signed in, or may not do it."""
+def require_permitted(request: Request, visit: Visit | None, role: Role, enrolling: bool = False) -> Visit:
+    """Raises `Trouble` for somebody who is not signed in, or may not do it, or must have a second factor first."""
     if visit is None:
         raise Trouble(401, "Your session is over", "Nothing was done. Sign in and send the form again.")
     request.state.visit = visit
+    if visit.must_enrol and not enrolling:
+        raise Trouble(403, "A second factor is required here", "Nothing was done. Set it up under Password first.")
     if not visit.operator.role.includes(role):
         raise Trouble(403, "Your role does not allow this", f"Nothing was done. It needs the role {role}.")
     return visit

@@ -15,6 +15,7 @@ from workers.console.pages import (
     reconciliations,
     refused,
     replays,
+    second_factor,
 )
 from workers.console.receiving import upload
 from workers.console.site import form, page
@@ -48,5 +49,8 @@ def routes() -> list[Route]:
         page("/audit", audit.listed),
         page("/password", password.asked),
         form("/password", password.changed, Role.VIEWER),
+        page("/second-factor", second_factor.asked, enrolling=True),
+        form("/second-factor", second_factor.enrolled, Role.VIEWER, enrolling=True),
+        form("/second-factor/off", second_factor.taken_off, Role.VIEWER),
         page("/audit/verify", audit.verified),
     ]
