@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from base64 import b32decode
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -12,10 +13,13 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from receiver import settings as configuration
 from receiver.errors import LedgerAway
 from receiver.settings import Settings
 from tests.console.conftest import PASSWORD, Browser, both_databases, settings_of
+from tests.live.installation import command
 from workers import audit
+from workers.cli import operate
 from workers.console import guessing, signin, totp
 from workers.console.pages import second_factor
 from workers.ledger import queries
@@ -382,3 +386,52 @@ def test_the_secret_is_also_a_qr_code(browser: Browser) -> None:
     page = browser.get("/second-factor").text
     assert 'aria-label="The secret as a QR code"><svg' in page
     assert "style=" not in page, "the policy allows none"
+
+
+def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command(), *arguments, "--config", str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_lost_device_is_taken_off_by_the_command(tmp_path: Path, password_hash: str) -> None:
+    config = tmp_path / "postback.toml"
+    config.write_text(
+        '[security]\nseal_keys = ["old-seal-key"]\noperators = ['
+        f'{{ name = "Anna", password_hash = "{password_hash}", role = "approver" }},'
+        f' {{ name = "vera", password_hash = "{password_hash}" }}]\n'
+    )
+    settings = configuration.load(config)
+    assert run(config, "migrate").returncode == 0
+    browser = Browser(settings)
+    browser.sign_in()
+    assert findings(settings) == [("note", "console.second_factor: Anna may replay or approve with a password alone")]
+    device = enrol(browser)
+    assert findings(settings) == [("ok", "whoever may replay or approve has one")]
+    for wrong, said in (
+        (("nobody", "--reason", "lost"), "there is no operator nobody"),
+        (("vera", "--reason", "lost"), "vera has no second factor"),
+        (("anna", "--reason", " "), "A reason is needed"),
+    ):
+        refused = run(config, "operator", "unenrol", *wrong)
+        assert (refused.returncode == 0, said in refused.stderr, refused.stderr.count("\n")) == (False, True, 1)
+    assert browser.get("/").status_code == 200
+    done = run(config, "operator", "unenrol", "anna", "--reason", "lost on the train")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Took off the second factor of Anna" in done.stdout
+    assert browser.get("/").status_code == 303, "his sessions have ended"
+    assert Browser(settings).sign_in().status_code == 303
+    with queries.reading(browser.site.engine) as connection:
+        (entry,) = (each for each in audit.every(connection) if each["action"] == "second_factor_taken_off")
+    assert (entry["subject"], entry["reason"]) == ("Anna", "lost on the train")
+    assert device.recovery[0] not in done.stdout
+    # A row that fits no key lets nobody in; the command takes that off as well.
+    with browser.site.engine.begin() as connection:
+        connection.execute(update(second_factors).values(sealed=b"x"))
+    assert findings(settings)[0][0] == "fault"
+    assert run(config, "operator", "unenrol", "anna", "--reason", "a key is gone").returncode == 0
+    assert Browser(settings).sign_in().status_code == 303
+
+
+def findings(settings: Settings) -> list[tuple[str, str]]:
+    return [(each.verdict, each.detail) for each in operate._second_factors(settings)]

@@ -110,6 +110,7 @@ def _examine(settings: Settings, folder: Path) -> Iterator[Finding]:
     yield (ledger := _ledger(settings))
     if ledger.verdict == "ok":
         yield _body_keys(settings)
+        yield from _second_factors(settings)
     yield from alarms.examine(settings)
     yield _disk(settings)
     yield from machine.examine(settings, folder)
@@ -244,6 +245,41 @@ def _body_keys(settings: Settings) -> Finding:
     if unused := [key for key in configured[:-1] if key not in used]:
         return Finding("body keys", "note", f"security.body_keys: {', '.join(unused)} is used by no body any more")
     return Finding("body keys", "ok", f"bodies are encrypted with {configured[-1]}")
+
+
+def _second_factors(settings: Settings) -> Iterator[Finding]:
+    """Who may act and has none, of those who sign in with a password. Nothing where this role of the database may not
+    know: only the console's may."""
+    from receiver.errors import LedgerAway, SealBroken
+    from receiver.settings import Role
+    from workers.console.factors import SecondFactors
+    from workers.ledger.database import open_engine, url
+
+    acting = [each for each in settings.security.operators if each.password_hash and each.role.includes(Role.OPERATOR)]
+    if not acting:
+        return
+    engine = open_engine(url(settings))
+    try:
+        factors, without, unfit = SecondFactors(engine, settings.security.seal_keys), list[str](), list[str]()
+        for each in acting:
+            try:
+                without += [] if factors.device(each.name) else [each.name]
+            except SealBroken:
+                unfit.append(each.name)
+        if unfit:
+            text = (
+                f"security.seal_keys: what the ledger has of {', '.join(unfit)} fits none; `postback operator unenrol`"
+            )
+            yield Finding("second factors", "fault", text)
+        if without:
+            text = f"console.second_factor: {', '.join(without)} may replay or approve with a password alone"
+            yield Finding("second factors", "note", text)
+        if not unfit and not without:
+            yield Finding("second factors", "ok", "whoever may replay or approve has one")
+    except LedgerAway:
+        return
+    finally:
+        engine.dispose()
 
 
 def _disk(settings: Settings) -> Finding:

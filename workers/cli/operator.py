@@ -10,7 +10,7 @@ import typer
 from workers.cli import options, output
 
 if TYPE_CHECKING:
-    from receiver.settings import Settings
+    from receiver.settings import Operator, Settings
 
 app = typer.Typer(help="Who may sign in to the console.", no_args_is_help=True)
 
@@ -61,9 +61,7 @@ def password_(
     from workers.ledger.database import away_when_it_fails
 
     settings = options.settings(config)
-    found = next((each for each in settings.security.operators if each.name.lower() == name.lower()), None)
-    if found is None:
-        raise typer.BadParameter(f"there is no operator {name}; `postback operator list` names them.")
+    found = _known(settings, name)
     if found.password_hash is None:
         raise typer.BadParameter(f"{found.name} has no password: the proxy in front signs him in.")
     password = passwords.generate() if generate else _ask(found.name, settings)
@@ -74,6 +72,37 @@ def password_(
     if generate:
         print(f"Password of {found.name}, shown this once: {password}")
     print(f"Changed the password of {found.name}. It counts from now on; no restart is needed.")
+
+
+@app.command()
+def unenrol(
+    name: Annotated[str, typer.Argument(help="Whose device.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays in the audit trail.")],
+    config: options.Config = None,
+) -> None:
+    """Take off the second factor of an operator who has lost device and recovery codes; his sessions end."""
+    from receiver.errors import SealBroken
+    from workers.audit import Action, reason_given
+    from workers.cli import acting
+    from workers.console.factors import SecondFactors
+    from workers.ledger.database import away_when_it_fails
+
+    settings = options.settings(config)
+    found, reason = _known(settings, name), reason_given(reason)
+    with acting.audited(config) as (engine, audit):
+        factors = SecondFactors(engine, settings.security.seal_keys)
+        try:
+            if not factors.device(found.name):
+                raise typer.BadParameter(f"{found.name} has no second factor; nothing was done.")
+        except SealBroken:
+            pass  # What fits no key lets nobody in: to take that off is what it is for.
+        with away_when_it_fails(), engine.begin() as connection:
+            factors.take_off(connection, found.name)
+            audit.add(connection, acting.actor(), Action.SECOND_FACTOR_TAKEN_OFF, found.name, reason)
+    print(
+        f"Took off the second factor of {found.name}: the password alone signs in from now on. Was the device stolen?"
+    )
+    print(f"Then set another password as well: postback operator password {found.name}")
 
 
 @app.command("list")
@@ -87,6 +116,14 @@ def list_(as_json: options.AsJson = False, config: options.Config = None) -> Non
         output.json_lines(found)
     else:
         output.table(found, ("name", "role", "password"), empty="No operators; `postback operator add NAME` adds one.")
+
+
+def _known(settings: Settings, name: str) -> Operator:
+    """Wrong use for a name that no operator has."""
+    found = next((each for each in settings.security.operators if each.name.lower() == name.lower()), None)
+    if found is None:
+        raise typer.BadParameter(f"there is no operator {name}; `postback operator list` names them.")
+    return found
 
 
 def _ask(name: str, settings: Settings) -> str:
