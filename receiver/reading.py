@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -45,6 +46,13 @@ _XML = etree.XMLParser(
     # White space between elements, that is; what stands alone in an element is its value.
     remove_blank_text=True,
 )
+
+# What is longer goes to the parser, so that the frames that are remembered stay small.
+_LONGEST_PLAIN = 8_192
+_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
+_NAME, _SPACE = "[A-Za-z][A-Za-z0-9]*+", r"[ \t\r\n]*+"
+_END = re.compile(f"</({_NAME})>")
+_FRAME = re.compile(f"{_SPACE}<({_NAME})>{_SPACE}((?:</{_NAME}>{_SPACE})*)</\\1>{_SPACE}")
 
 
 class Fields:
@@ -140,6 +148,49 @@ def xml(body: bytes) -> tuple[str, Fields]:
 
     XML knows neither U+0000 nor surrogates as characters, so the parser refuses both in any encoding.
     """
+    return _plain(body) or _parsed(body)
+
+
+def _plain(body: bytes) -> tuple[str, Fields] | None:
+    """What the parser would give, of a document as the senders write it: elements with plain names and no attributes,
+    each with a text that can be printed and escapes nothing. None for any other, right or wrong.
+
+    A QuickStream payment takes 5 us so and 9 with lxml, which makes an object of each element first. Nothing is decided
+    here that the parser would decide otherwise: tests and a fuzz target hold the two against each other.
+    """
+    if len(body) > _LONGEST_PLAIN:
+        return None
+    try:
+        document = body.decode().removeprefix(_DECLARATION)
+    except UnicodeDecodeError:
+        return None
+    # In turn an element's tag with its text, and the tag at its end with the white space behind it.
+    parts = document.split("<")
+    if len(parts) % 2 == 0 or document.count(">") != len(parts) - 1:
+        return None
+    elements = [part.partition(">") for part in parts[2:-1:2]]
+    frame = _frame("<".join([*parts[:2], *parts[3::2], parts[-1]]))
+    if frame is None or frame[1] != [element[0] for element in elements]:
+        return None
+    text = "".join([element[2] for element in elements])
+    if not text.isprintable() or ">" in text or "&" in text:
+        return None
+    return frame[0], Fields(elements)
+
+
+@lru_cache(maxsize=64)
+def _frame(text: str) -> tuple[str, list[str]] | None:
+    """The names of the root and of all elements in it, of a document without the beginnings and texts of these; the
+    same again and again from each sender."""
+    match = _FRAME.fullmatch(text)
+    if match is None:
+        return None
+    names = _END.findall(match[2])
+    return (match[1], names) if len(names) <= MAX_FIELDS else None
+
+
+def _parsed(body: bytes) -> tuple[str, Fields]:
+    """What `xml` gives, of any document."""
     if b"<!DOCTYPE" in (plain := body.replace(b"\x00", b"")) and _DOCUMENT_TYPE.match(plain):
         raise Quarantined(Reason.UNREADABLE_BODY, "the XML has a document type declaration")
     try:

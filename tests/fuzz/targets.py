@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy import BigInteger, SmallInteger, String, Table
 from starlette.requests import Request
 
-from receiver import cards, return_page, returned
+from receiver import cards, reading, return_page, returned
 from receiver.errors import BatchError, NotDone, Quarantined, Refused
 from receiver.expected import expectation_from
 from receiver.notification import Envelope, Expectation, PaymentEvent, new_id, now_us, open_batch, seal_batch
@@ -95,9 +95,24 @@ def read_with(reader: Callable[[bytes], Any]) -> Target:
             value = reader(data)
         except Quarantined:
             return
-        _require_storable(_plain(value))
+        _require_storable(_values(value))
 
     return target
+
+
+def xml_both_ways(data: bytes) -> None:
+    """What is read without lxml reads the same with it."""
+    read_with(xml)(data)
+    plain = _said_by(reading._plain, data)
+    if plain is not None and plain != _said_by(reading._parsed, data):
+        raise Finding("the two readers of XML differ")
+
+
+def _said_by(reader: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return _values(reader(data))
+    except Quarantined as refusal:
+        return refusal.detail
 
 
 def settlement_file(data: bytes) -> None:
@@ -382,9 +397,11 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
 # What must hold of every answer
 
 
-def _plain(value: Any) -> Any:
+def _values(value: Any) -> Any:
     if isinstance(value, Fields):
         return value.values
+    if isinstance(value, tuple):
+        return tuple(map(_values, value))
     return value.value if isinstance(value, Json) else value
 
 
@@ -419,7 +436,7 @@ def _require_row(row: dict[str, Any], table: Table) -> None:
 
 TARGETS: dict[str, Target] = {
     "form": read_with(form),
-    "xml": read_with(xml),
+    "xml": xml_both_ways,
     "json_object": read_with(json_object),
     "json_pairs": read_with(json_pairs),
     "settlement_file": settlement_file,

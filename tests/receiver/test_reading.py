@@ -335,7 +335,8 @@ def test_xml_depth_is_limited() -> None:
 
 def test_xml_has_a_limit_of_elements() -> None:
     assert len(xml(b"<R>" + b"<a>1</a>" * MAX_FIELDS + b"</R>")[1].values["a"]) == MAX_FIELDS
-    assert str(MAX_FIELDS) in refused(xml, b"<R>" + b"<a/>" * (MAX_FIELDS + 1) + b"</R>")
+    for element in (b"<a/>", b"<a>1</a>"):
+        assert str(MAX_FIELDS) in refused(xml, b"<R>" + element * (MAX_FIELDS + 1) + b"</R>")
 
 
 def test_xml_depth_and_elements_are_limited_below_the_fields_too() -> None:
@@ -362,6 +363,135 @@ def test_xml_elements_within_an_element_are_no_value() -> None:
     assert fields.get("address") == ""
     assert fields.get("street") == ""
     assert fields.get("a") == "1"
+
+
+# What a document is made of, right or wrong, and what is easily taken for it.
+_PIECES = st.sampled_from(
+    [
+        *(
+            "<",
+            ">",
+            "</",
+            "/>",
+            "/",
+            "<R",
+            "<a",
+            "</a",
+            "<R>",
+            "</R>",
+            "<a>",
+            "</a>",
+            "<b>",
+            "</b>",
+            "<R2>",
+            "</ R>",
+            "</R >",
+            "<a x='1'>",
+        ),
+        *(
+            " ",
+            "\n    ",
+            "\t",
+            "\r",
+            "\r\n",
+            "\x0b",
+            "\x0c",
+            "\x00",
+            "\x1f",
+            "\x7f",
+            "\x85",
+            "\xa0",
+            "\u2028",
+            "\ufeff",
+        ),
+        *("1", "624.00", "a", "R", "é", "\ufffe", "\U0001f600", "]]>", "&", "&amp;", "&#49;", "=", '"', "'", "?", "!"),
+        *("<!--", "-->", "<![CDATA[", "<?go?>", "<!DOCTYPE R>", "<x:a>", "</x:a>", "<a-b>", "</a-b>", "<é>", "</é>"),
+        '<?xml version="1.0" encoding="UTF-8"?>',
+    ]
+)
+_WHITE = st.sampled_from(["", "\n", "\n    ", " \t\r\n"])
+_PLAIN_TEXTS = st.text(
+    st.characters(codec="utf-8").filter(lambda one: one.isprintable() and one not in "<>&"), max_size=9
+)
+
+
+@st.composite
+def plain_documents(draw: st.DrawFn) -> str:
+    declared = draw(st.sampled_from(["", '<?xml version="1.0" encoding="UTF-8"?>', " \n"]))
+    names = draw(st.lists(st.sampled_from(["a", "b", "customTitle", "Line2"]), max_size=5))
+    elements = [f"<{name}>{draw(_PLAIN_TEXTS)}</{name}>{draw(_WHITE)}" for name in names]
+    return f"{declared}<R>{draw(_WHITE)}{''.join(elements)}</R>{draw(_WHITE)}"
+
+
+@st.composite
+def nearly_plain_documents(draw: st.DrawFn) -> str:
+    document = draw(plain_documents())
+    at = draw(st.integers(0, len(document)))
+    return document[:at] + draw(_PIECES) + document[at + draw(st.integers(0, 3)) :]
+
+
+def read(reader: Callable[[bytes], tuple[str, Fields]], body: bytes) -> object:
+    try:
+        root, fields = reader(body)
+    except Quarantined as refusal:
+        return refusal.detail
+    return root, fields.values
+
+
+@given(plain_documents().map(str.encode))
+def test_plain_xml_needs_no_parser(body: bytes) -> None:
+    plain = reading._plain(body)
+    assert plain is not None
+    assert (plain[0], plain[1].values) == read(reading._parsed, body)
+
+
+@given((nearly_plain_documents() | st.lists(_PIECES, max_size=12).map("".join)).map(str.encode))
+def test_xml_that_is_read_without_the_parser_reads_as_with_it(body: bytes) -> None:
+    if reading._plain(body) is not None:
+        assert read(xml, body) == read(reading._parsed, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<R><a>1</b></R>",
+        b"<R><a>1</a></S>",
+        b"<R><a>1</a>",
+        b"<R><a>1</a></R><R>",
+        b"<R><a>]]></a></R>",
+        b"<R><a>\x01</a></R>",
+        b"<R><a>\xff</a></R>",
+        "<R><a>\ufffe</a></R>".encode(),
+        b"<R><a>1</a>\x0c</R>",
+        b"<R></a></R>",
+        b"<R><a>1<a></R>",
+        b"<R><R>1</R>",
+        b"<R><a</a></R>",
+        b"<R><a</a><b>></b></R>",
+        b' <?xml version="1.0" encoding="UTF-8"?><R><a>1</a></R>',
+    ],
+)
+def test_nearly_plain_xml_is_still_refused(body: bytes) -> None:
+    assert refused(xml, body) == "the body is not well-formed XML"
+
+
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b"<R><a>1&#48;</a></R>", ["10"]),
+        (b"<R><a>1\r\n2</a></R>", ["1\n2"]),
+        (b"<R><a>1></a></R>", ["1>"]),
+        (b"<R>beside<a>1</a>it</R>", ["1"]),
+        (b"<R><a>1</a><b/></R>", ["1"]),
+        (b"<R><a x='2'>1</a></R>", ["1"]),
+        (b"<R><a>1</a ></R >", ["1"]),
+        ("<?xml version='1.0' encoding='ISO-8859-1'?><R><a>é</a></R>".encode("latin-1"), ["é"]),
+        (b"<R><a>" + b"1" * 8_192 + b"</a></R>", ["1" * 8_192]),
+    ],
+)
+def test_nearly_plain_xml_is_read_by_the_parser(body: bytes, values: list[str]) -> None:
+    assert reading._plain(body) is None
+    assert xml(body)[1].all("a") == values
 
 
 # ---- JSON
