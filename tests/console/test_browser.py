@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from base64 import b64encode
+from base64 import b32decode, b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.workers.settlement import row
 from workers.alarms.board import Alarm
 from workers.alarms.kinds import AlarmKind
 from workers.alarms.store import write
+from workers.console import totp
 from workers.ledger.ledger import open_ledger
 from workers.pipeline import Pipeline
 from workers.simulator.cash_applied import file_of
@@ -41,7 +42,7 @@ FORM = {
 SCRIPT = "<script>document.title = 'hacked'; alert(1)</script><img src=x onerror=alert(2)>"
 PAGES = ("/", "/notifications", "/notifications?search=nothing-has-this", "/payments", "/refused", "/attention",
          "/attention?kind=conflict", "/attention?kind=conflict&settled=1", "/replays", "/reconciliations", "/audit",
-         "/audit/verify", "/password", "/nothing")  # fmt: skip
+         "/audit/verify", "/password", "/second-factor", "/nothing")  # fmt: skip
 WITHIN = 20_000
 """Milliseconds until what is awaited must be seen; a busy machine is no finding."""
 expect.set_options(timeout=WITHIN)
@@ -58,7 +59,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, password_hash: str) -> Ite
     """Four notifications are quarantined for a business that the configuration did not have then and has now. An alarm
     was raised before, and the conflict raises another; neither is cleared before an hour is over."""
     here = Installation(tmp_path_factory.mktemp("console"), alarms="look_every = 1\nconfirm = 0\ncalm = 3600\n")
-    roles = {"vera": "viewer", "oscar": "operator", "anna": "approver"}
+    roles = {"vera": "viewer", "theo": "viewer", "oscar": "operator", "anna": "approver"}
     operators = "".join(
         f'[[security.operators]]\nname = "{name}"\npassword_hash = "{password_hash}"\nrole = "{role}"\n'
         for name, role in roles.items()
@@ -150,10 +151,13 @@ class Seat:
         self.page.on("console", lambda message: self.heard.append(message.text))
         self.page.on("pageerror", lambda error: self.heard.append(str(error)))
         self.page.goto("/")
+        self.knock(name)
+        expect(self.page.get_by_role("heading", name="Overview")).to_be_visible()
+
+    def knock(self, name: str) -> None:
         self.page.get_by_label("Name").fill(name)
         self.page.get_by_label("Password").fill(PASSWORD)
         self.page.get_by_role("button", name="Sign in").click()
-        expect(self.page.get_by_role("heading", name="Overview")).to_be_visible()
 
     def _asked(self, dialog: Dialog) -> None:
         self.heard.append(dialog.message)
@@ -351,6 +355,43 @@ def violations(page: Page, axe: str, rules: str = "{}") -> list[list[object]]:
         f"async () => (await axe.run({rules})).violations.map(each => [each.id, each.nodes.map(node => node.html)])"
     )
     return found
+
+
+def test_a_second_factor_is_enrolled_and_asked_for(
+    chromium: Browser, running: Installation, seats: list[Seat], axe: str
+) -> None:
+    page = sit(seats, chromium, running, "theo")
+
+    def look() -> None:
+        assert violations(page, axe) == [], page.url
+        page.set_viewport_size({"width": 360, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), page.url
+        page.set_viewport_size({"width": 1280, "height": 800})
+
+    page.get_by_role("link", name="Password").click()
+    page.get_by_role("link", name="Ask for a code of my device as well").click()
+    secret = b32decode(page.locator("code.secret").inner_text().replace(" ", ""))
+    step = now_us() // 1_000_000 // totp.STEP
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_label("Code of the app").fill(totp.code(secret, step))
+    page.get_by_role("button", name="Turn it on").click()
+    expect(page.get_by_role("heading", name="The second factor is on")).to_be_visible()
+    expect(page.get_by_role("listitem").filter(has_text=re.compile(r"^[A-Z2-7-]{29}$"))).to_have_count(10)
+    look()
+    page.get_by_role("button", name="Sign out").click()
+    seats[-1].knock("theo")
+    # The browser's console says what signing out has cleared.
+    assert all("Clear-Site-Data" in heard for heard in seats[-1].heard)
+    seats[-1].heard.clear()
+    expect(page.get_by_role("heading", name="Second step")).to_be_visible()
+    look()
+    # A code counts once: this is the next one, which an app whose clock is ahead shows now.
+    page.get_by_label("Code of your app").fill(totp.code(secret, step + 1))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    page.goto("/second-factor")
+    expect(page.get_by_role("button", name="Take the new device")).to_be_visible()
+    look()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
