@@ -8,31 +8,20 @@ row counts for another operator, and another hash in the configuration is the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import msgspec
-from sqlalchemy import Connection, Engine, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, update
 
-from receiver.errors import LedgerAway, SealBroken
-from receiver.signing import Seal, Secret, digest
-from workers.ledger import queries
+from receiver.signing import Secret, digest
+from workers.console.sealed import OfOperator, SealedRows
 from workers.ledger.database import away_when_it_fails
 from workers.ledger.tables import operator_passwords
 
 
-class Chosen(msgspec.Struct, frozen=True):
-    name: str
-    """In small letters."""
+class Chosen(OfOperator, frozen=True):
     instead_of: str
     """The digest of the configuration's hash."""
     password_hash: str
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Chosen)
-_INSERTS: dict[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class ChosenPasswords:
@@ -40,54 +29,29 @@ class ChosenPasswords:
 
     def __init__(self, engine: Engine, seal_keys: Sequence[Secret]) -> None:
         self._engine = engine
-        self._seal = Seal(seal_keys, "password")
-        self._read: dict[str, bytes] | None = None
+        self._rows = SealedRows(engine, seal_keys, "password", operator_passwords, Chosen)
 
     def current(self, name: str, configured: Secret) -> Secret:
         """The hash that counts for the operator `name` now. Raises `LedgerAway` when the ledger was never read by this
         process, and `SealBroken` for a row that is not ours."""
-        sealed = self._rows().get(name.lower())
+        sealed = self._rows.find(name)
         if sealed is None:
             return configured
-        chosen = self._opened(sealed)
-        if chosen.name != name.lower():
-            raise SealBroken("The row was sealed for another operator.")
+        chosen = self._rows.open(name, sealed)
         if chosen.instead_of != digest(configured.reveal()):
             return configured
         return Secret(chosen.password_hash.encode(), "ledger")
 
     def choose(self, connection: Connection, name: str, configured: Secret, password_hash: str) -> None:
         """From the end of this transaction on `password_hash` counts for `name`, in all consoles."""
-        row = Chosen(name.lower(), digest(configured.reveal()), password_hash)
-        statement = _INSERTS[connection.dialect.name](operator_passwords).values(
-            name=row.name, sealed=self._seal.seal(_ENCODER.encode(row))
-        )
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["name"], set_={"sealed": statement.excluded.sealed})
-        )
+        self._rows.put(connection, Chosen(name.lower(), digest(configured.reveal()), password_hash))
 
     def renew(self, name: str) -> None:
         """Seals his row with the newest key, so that an older key may go once everybody has signed in. Raises
         `LedgerAway`."""
-        sealed = self._rows().get(name.lower())
-        if sealed is None or (anew := self._seal.seal(self._seal.open(sealed))) == sealed:
+        sealed = self._rows.find(name)
+        if sealed is None or (anew := self._rows.seal(self._rows.open(name, sealed))) == sealed:
             return
         same = (operator_passwords.c.name == name.lower(), operator_passwords.c.sealed == sealed)
         with away_when_it_fails(), self._engine.begin() as connection:
             connection.execute(update(operator_passwords).where(*same).values(sealed=anew))
-
-    def _rows(self) -> dict[str, bytes]:
-        try:
-            with queries.reading(self._engine) as connection:
-                found = connection.execute(select(operator_passwords.c.name, operator_passwords.c.sealed))
-                self._read = {row.name: row.sealed for row in found}
-        except LedgerAway:
-            if self._read is None:
-                raise
-        return self._read
-
-    def _opened(self, sealed: bytes) -> Chosen:
-        try:
-            return _DECODER.decode(self._seal.open(sealed))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise SealBroken("The row cannot be read.") from None

@@ -17,16 +17,14 @@ import time
 from base64 import b32encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from receiver.errors import LedgerAway, SealBroken
-from receiver.signing import Seal, Secret, digest
+from receiver.errors import SealBroken
+from receiver.signing import Secret, digest
 from workers.console import totp
-from workers.ledger import queries
+from workers.console.sealed import OfOperator, SealedRows
 from workers.ledger.tables import second_factors
 
 RECOVERY_CODES = 10
@@ -37,9 +35,7 @@ _RECOVERY = 15
 _NONCE = 16
 
 
-class Factor(msgspec.Struct, frozen=True):
-    name: str
-    """In small letters."""
+class Factor(OfOperator, frozen=True):
     id: str
     """Of this enrolment; "" after the device was taken off."""
     key: str = ""
@@ -61,28 +57,21 @@ class Taken:
     """Recovery codes that remain."""
 
 
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Factor)
-_INSERTS: dict[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-
-
 class SecondFactors:
     """What was enrolled. Which device an operator has counts on as it was read last while the ledger is away; a code
     is good only where the ledger notes that it was used."""
 
     def __init__(self, engine: Engine, seal_keys: Sequence[Secret], clock: Callable[[], float] = time.time) -> None:
-        self._engine = engine
-        self._seal = Seal(seal_keys, "second_factor")
+        self._rows = SealedRows(engine, seal_keys, "second_factor", second_factors, Factor)
         self._keys = {digest(b"second_factor", key.reveal())[:16]: key for key in seal_keys}
         self._newest = next(reversed(self._keys))
         self._clock = clock
-        self._read: dict[str, bytes] | None = None
 
     def device(self, name: str) -> str:
         """Names the enrolment of the operator's device; "" for one who has none. Raises `LedgerAway` when the ledger
         was never read by this process, and `SealBroken` for a row that is not ours."""
-        sealed = self._rows().get(name.lower())
-        return self._opened(name, sealed).id if sealed is not None else ""
+        sealed = self._rows.find(name)
+        return self._rows.open(name, sealed).id if sealed is not None else ""
 
     def fits(self, secret: bytes, given: str) -> int | None:
         """The step of a device's code that fits now; None when none does."""
@@ -93,18 +82,19 @@ class SecondFactors:
         none before it. Gives his recovery codes."""
         codes = [b32encode(secrets.token_bytes(_RECOVERY)).decode() for _ in range(RECOVERY_CODES)]
         recovery = tuple(_hashed(name, code) for code in codes)
-        self._put(connection, self._hiding(Factor(name.lower(), secrets.token_hex(8), recovery=recovery), secret), step)
+        factor = Factor(name.lower(), secrets.token_hex(8), recovery=recovery)
+        self._rows.put(connection, self._hiding(factor, secret), last_step=step)
         return ["-".join(code[at : at + 4] for at in range(0, len(code), 4)) for code in codes]
 
     def take_off(self, connection: Connection, name: str) -> None:
         """Leaves a row: where there is none, nobody knows whether somebody has deleted it."""
-        self._put(connection, Factor(name.lower(), ""), 0)
+        self._rows.put(connection, Factor(name.lower(), ""), last_step=0)
 
     def take(self, connection: Connection, name: str, given: str) -> Taken | None:
         """Lets a code count, of the device or for recovery, within this transaction; None for one that does not. Raises
         `SealBroken`."""
         row = connection.execute(select(second_factors).where(second_factors.c.name == name.lower())).first()
-        if row is None or len(given) > LONGEST or not (factor := self._opened(name, row.sealed)).id:
+        if row is None or len(given) > LONGEST or not (factor := self._rows.open(name, row.sealed)).id:
             return None
         plain, secret = _plain(given), self._revealed(factor)
         step = totp.fitting(secret, plain, self._clock())
@@ -116,26 +106,9 @@ class SecondFactors:
         if recovery or factor.key != self._newest:
             factor = self._hiding(msgspec.structs.replace(factor, recovery=left), secret)
         same = [second_factors.c[column] == getattr(row, column) for column in ("name", "sealed", "last_step")]
-        values = {"sealed": self._sealed(factor), "last_step": row.last_step if recovery else step}
+        values = {"sealed": self._rows.seal(factor), "last_step": row.last_step if recovery else step}
         taken = connection.execute(update(second_factors).where(*same).values(values))
         return Taken(recovery, len(left)) if taken.rowcount == 1 else None
-
-    def _put(self, connection: Connection, factor: Factor, step: int) -> None:
-        statement = _INSERTS[connection.dialect.name](second_factors).values(
-            name=factor.name, sealed=self._sealed(factor), last_step=step
-        )
-        put = {column: statement.excluded[column] for column in ("sealed", "last_step")}
-        connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=put))
-
-    def _rows(self) -> dict[str, bytes]:
-        try:
-            with queries.reading(self._engine) as connection:
-                found = connection.execute(select(second_factors.c.name, second_factors.c.sealed))
-                self._read = {row.name: row.sealed for row in found}
-        except LedgerAway:
-            if self._read is None:
-                raise
-        return self._read
 
     def _hiding(self, factor: Factor, secret: bytes) -> Factor:
         """With `secret` under the newest key."""
@@ -151,18 +124,6 @@ class SecondFactors:
     def _stream(self, key: str, nonce: bytes) -> bytes:
         own = hmac.digest(self._keys[key].reveal(), b"postback.second_factor.hidden", "sha256")
         return hmac.digest(own, nonce, "sha256")
-
-    def _sealed(self, factor: Factor) -> bytes:
-        return self._seal.seal(_ENCODER.encode(factor))
-
-    def _opened(self, name: str, sealed: bytes) -> Factor:
-        try:
-            factor = _DECODER.decode(self._seal.open(sealed))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise SealBroken("The row cannot be read.") from None
-        if factor.name != name.lower():
-            raise SealBroken("The row was sealed for another operator.")
-        return factor
 
 
 def _mixed(text: bytes, stream: bytes) -> bytes:
