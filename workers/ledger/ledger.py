@@ -130,8 +130,8 @@ class Ledger:
         with away_when_it_fails(), self.engine.begin() as connection:
             recorded = Recorded()
             self._lock(connection, LOCK_TO_READ, announced(batch))
-            # Always in the same order, so that two workers never wait for each other's rows crosswise.
             now = datetime.now(UTC)
+            # Always in the same order, so that two workers never wait for each other's rows crosswise.
             rows = sorted((notification_row(item, self.bodies, now) for item in batch), key=_in_order_of("dedupe_key"))
             inserted = {row.id for row in insert_new(connection, notifications, rows)}
             recorded.new = [item for item in batch if item.envelope.id in inserted]

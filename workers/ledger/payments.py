@@ -39,18 +39,7 @@ _OF_THEIR_OWN = frozenset({Effect.VOIDED, Effect.REFUNDED, Effect.DISPUTED, Effe
 _STAND_IN = frozenset({Effect.CAPTURE_DECLINED, Effect.RETURNED})
 
 # Of these fields the last event that says anything counts.
-_LAST = {
-    name: attrgetter(name)
-    for name in (
-        "surcharge",
-        "receipt_number",
-        "reference",
-        "customer_reference",
-        "card_scheme",
-        "settlement_date",
-        "token",
-    )
-}
+_LAST = ("surcharge", "receipt_number", "reference", "customer_reference", "card_scheme", "settlement_date", "token")
 
 T = TypeVar("T")
 
@@ -158,7 +147,7 @@ def _together(known: Sequence[PaymentEvent]) -> PaymentEvent:
     """One event that has of each field in `_LAST` what the last of `known` says that says anything of it."""
     if len(known) == 1:
         return known[0]
-    return msgspec.structs.replace(known[-1], **{name: _last(known, said) for name, said in _LAST.items()})
+    return msgspec.structs.replace(known[-1], **{name: _last(known, attrgetter(name)) for name in _LAST})
 
 
 def _order(event: PaymentEvent) -> tuple[datetime, int, bytes]:
