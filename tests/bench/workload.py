@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -273,12 +274,14 @@ def grown(
                 _fill(installation, portion, next(bench.series))
                 installation.drained()
                 there += portion
+            # What the filling has left to the system to write would be charged to the loads.
+            os.sync()
             row = _load(bench, installation, serve, "quickstream form", 64, seconds)
             installation.drained()
-            _fill(installation, 20_000, next(bench.series))
+            _fill(installation, 60_000, next(bench.series))
             began = time.perf_counter()
             installation.drained()
-            row |= {"drain_per_second": round(20_000 / (time.perf_counter() - began), 1)}
+            row |= {"drain_per_second": round(60_000 / (time.perf_counter() - began), 1)}
             row |= {"what": f"{store}, {size:,} stored", "list_ms": _first_page(installation)}
             row |= {
                 "serve_mib": round(machine.resident_mib(serve), 1),
